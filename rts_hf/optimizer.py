@@ -1,0 +1,379 @@
+"""RTSPUGD, the two-pass optimizer with scheduled radius, timing and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm.optim
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, unit_gradients
+from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
+from rts_hf.switching import PhaseSwitch, create_switch
+from rts_hf.timing import TimedOptimizer, check_whole, name_at, place
+
+
+class RTSPUGD(TimedOptimizer):
+    """Radius-Timing-Scale on Perturbated Unit Gradient Descent, around any optimizer timm knows.
+
+    With weights ``w``, ``g = ∇f(w)``, global norms, and the schedules ``α_r`` and ``α_s`` at progress
+    ``u = t/(T − 1)`` after ``t`` of ``T`` steps::
+
+        ε  = α_r · |w|⊙g / ‖ |w|⊙g ‖        perturbed(): weights at w + ε
+        g* = ∇f(w + ε)                      the second pass, added to α_s·g
+        U  = (g* + α_s·g) / ‖g* + α_s·g‖    step(): U goes to the base optimizer as its gradient
+
+    Before the switch, a step is the base optimizer's own step on ``g``.
+
+    >>> import torch, rts_hf
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch="fixed", switch_at=1, total_steps=3)
+    >>> for step in range(3):
+    ...     model(torch.ones(4, 2)).square().mean().backward()
+    ...     if optimizer.perturbing:
+    ...         with optimizer.perturbed():
+    ...             model(torch.ones(4, 2)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     print(optimizer.phase, optimizer.stats()["gradient_evaluations"])
+    pugd 1
+    pugd 3
+    pugd 5
+
+    ``step(closure)`` does both passes by itself; the closure computes the loss and its gradients and may call
+    ``zero_grad``. After the switch, ``step()`` without a second pass takes the unit-gradient step on ``g`` alone.
+
+    Args:
+        params: Parameters or parameter groups. Groups share one perturbation norm and one phase.
+        lr: Learning rate of the base optimizer; None takes its default.
+        base: A name timm knows, for instance ``sgd`` (Nesterov momentum 0.9, as everywhere in timm), ``momentum``,
+            ``adamw``, ``lion``.
+        method: How ε is built and what the base optimizer receives: ``pugd``, ``sam`` or ``asam``. The latter two
+            want ``scale="constant", scale_beta_max=0``, which the registered names ``sam`` and ``asam`` set.
+        radius, radius_beta_min, radius_beta_max: Strategy and bounds of α_r, as in :class:`AlphaSchedule`.
+        scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
+        switch: A :class:`PhaseSwitch` or the name of one; the settings of a named one are further keyword arguments
+            with the prefix ``switch_``, for instance ``switch_gamma=0.1``. The variance switch reads its norms once
+            a window, so the phase changes at multiples of the window.
+        total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
+        perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
+            unit-gradient steps on ``g``.
+        **base_kwargs: Arguments of the base optimizer, as :func:`timm.optim.create_optimizer_v2` takes them
+            (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``foreach``, ...).
+
+    Raises:
+        ValueError: For a setting outside its range, an unknown name, or settings that do not belong together.
+
+    Source: RTS-PUGD; PUGD is Tseng et al., "Perturbated Gradients Updating within Unit Space", 2022.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor | None = None,
+        *,
+        base: str = "sgd",
+        method: str = "pugd",
+        radius: str = "cosine_annealing",
+        radius_beta_min: float = 0.0,
+        radius_beta_max: float = 1.0,
+        scale: str = "constant",
+        scale_beta_min: float = 0.0,
+        scale_beta_max: float = 1.0,
+        switch: str | PhaseSwitch = "gradient_variance",
+        total_steps: int | None = None,
+        perturb_every: int = 1,
+        **base_kwargs: Any,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)}.")
+        _named_schedule("radius", radius, radius_beta_min, radius_beta_max)
+        _named_schedule("scale", scale, scale_beta_min, scale_beta_max)
+        settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
+        ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
+        check_whole("perturb_every", perturb_every)
+        if total_steps is not None:
+            check_whole("total_steps", total_steps)
+        self._forget_transient()
+        super().__init__(
+            _create_base(params, base, lr, base_kwargs),
+            ready_switch,
+            total_steps,
+            {
+                "rts_method": place(method, METHODS),
+                "rts_radius": place(radius, STRATEGIES),
+                "rts_radius_beta_min": float(radius_beta_min),
+                "rts_radius_beta_max": float(radius_beta_max),
+                "rts_scale": place(scale, STRATEGIES),
+                "rts_scale_beta_min": float(scale_beta_min),
+                "rts_scale_beta_max": float(scale_beta_max),
+                "rts_perturb_every": perturb_every,
+            },
+        )
+
+    def _forget_transient(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._gradient_norm: Tensor | float = 0.0
+        self._epsilon_norm: Tensor | float = 0.0
+        self._alphas = (0.0, 0.0)
+        self._is_perturbed = False
+        self._closure_clears = False
+        self._has_second_gradient = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_transient()
+
+    # ---- What the loop asks ----
+
+    @property
+    def perturbing(self) -> bool:
+        """Whether the coming step wants a second pass."""
+        lead = self._lead
+        return self.phase == "pugd" and (lead["rts_step"] - lead["rts_switched_at"]) % lead["rts_perturb_every"] == 0
+
+    @property
+    def method(self) -> str:
+        """``"pugd"``, ``"sam"`` or ``"asam"``."""
+        return name_at(self._lead["rts_method"], METHODS) or ""
+
+    @property
+    def radius_schedule(self) -> AlphaSchedule:
+        """The schedule of α_r."""
+        return self._schedule("radius")
+
+    @property
+    def scale_schedule(self) -> AlphaSchedule:
+        """The schedule of α_s."""
+        return self._schedule("scale")
+
+    def stats(self) -> dict[str, int | float]:
+        """Return the last step's figures as plain Python numbers; waits for the device.
+
+        ``step`` (steps done), ``phase`` (0 = sgd, 1 = pugd), ``alpha_r`` and ``alpha_s`` (the schedules at that step;
+        before the switch they are not used), ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖, 0 where the step did not
+        perturb), ``switch_step`` (-1 before the switch) and ``gradient_evaluations`` (one a pass over the batch).
+        """
+        lead = self._lead
+        return {
+            "step": lead["rts_step"],
+            "phase": 0 if lead["rts_switched_at"] < 0 else 1,
+            "alpha_r": self._alphas[0],
+            "alpha_s": self._alphas[1],
+            "gradient_norm": float(self._gradient_norm),
+            "epsilon_norm": float(self._epsilon_norm),
+            "switch_step": lead["rts_switched_at"],
+            "gradient_evaluations": lead["rts_gradient_evaluations"],
+        }
+
+    # ---- The two passes ----
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Hold the weights at w + ε inside the ``with`` block, and at w, bit for bit, after it.
+
+        The gradients of the first pass must be in place; inside, they are α_s·g, so that a ``backward`` adds g*.
+
+        Raises:
+            RuntimeError: If the coming step wants no second pass, or inside another ``perturbed()``.
+        """
+        if self._is_perturbed:
+            raise RuntimeError("perturbed() inside perturbed(): the weights are at w + ε already.")
+        if not self.perturbing:
+            raise RuntimeError(
+                "perturbed() was called for a step that wants no second pass "
+                f"(phase={self.phase!r}, step={self._lead['rts_step']}); ask `if optimizer.perturbing:` first."
+            )
+        self._alphas = self._alphas_now()
+        params, grads = self._params_and_gradients()
+        saved = self._buffers_like(params)
+        self._is_perturbed = True
+        try:
+            with torch.no_grad():
+                copy_(saved, params)
+            try:
+                with torch.no_grad():
+                    if params:
+                        self._gradient_norm = global_norm(grads)
+                        self._epsilon_norm = perturb_(params, grads, saved, self._alphas[0], METHODS[self.method])
+                        self._scale_(grads, self._alphas[1])
+                yield
+            finally:
+                with torch.no_grad():
+                    copy_(params, saved)
+        finally:
+            self._is_perturbed = False
+        self._has_second_gradient = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return the closure's first loss, or None without a closure.
+
+        Args:
+            closure: Computes the loss, calls ``backward`` and returns the loss; may call ``zero_grad``. It is called
+                once before the switch and twice after it.
+
+        Raises:
+            RuntimeError: For sparse gradients, or inside ``perturbed()``.
+        """
+        if self._is_perturbed:
+            raise RuntimeError("step() inside perturbed() would update w + ε; leave the `with` block first.")
+        self._share_with_base()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            if self.perturbing:
+                self._second_pass(closure)
+        params, grads = self._params_and_gradients()
+        if self._is_state_initialization(grads):
+            self.base_optimizer.step()
+            return loss
+        self._warn_if_progress_is_unknown()
+        if not self._has_second_gradient:
+            self._alphas = self._alphas_now()
+            self._gradient_norm = global_norm(grads) if grads else 0.0
+            self._epsilon_norm = 0.0
+        if self.phase == "pugd":
+            self._step_after_switch(params, grads)
+            norm = None
+        else:
+            self.base_optimizer.step()
+            norm = self._gradient_norm if isinstance(self._gradient_norm, Tensor) else None
+        self._finish_step(1 + self._has_second_gradient, norm)
+        self._has_second_gradient = False
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients.
+
+        Raises:
+            RuntimeError: Inside ``perturbed()``, where it would silently drop α_s·g.
+        """
+        if self._is_perturbed and not self._closure_clears:
+            raise RuntimeError(
+                "zero_grad() inside perturbed() would drop α_s·g, the first pass's share; call it after step()."
+            )
+        super().zero_grad(set_to_none)
+
+    def _second_pass(self, closure: Callable[[], Any]) -> None:
+        """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
+        with self.perturbed():
+            params, kept = self._params_and_gradients()
+            for param in params:
+                param.grad = None
+            self._closure_clears = True  # all there is to clear is what the closure leaves
+            try:
+                with torch.enable_grad():
+                    closure()
+            finally:
+                self._closure_clears = False
+                both = [(grad, param.grad) for param, grad in zip(params, kept, strict=True) if param.grad is not None]
+                if both:
+                    torch._foreach_add_([grad for grad, _ in both], [second for _, second in both])
+                for param, grad in zip(params, kept, strict=True):
+                    param.grad = grad
+
+    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
+        if self.perturbing and not self._has_second_gradient:
+            self._warn_once(
+                "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
+                "pass inside `with optimizer.perturbed():`, or pass a closure."
+            )
+        if not METHODS[self.method].unit_gradient or not grads:
+            self.base_optimizer.step()
+            return
+        units = self._buffers_like(params)
+        unit_gradients(grads, units)
+        try:
+            for param, unit in zip(params, units, strict=True):
+                param.grad = unit
+            self.base_optimizer.step()
+        finally:
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+
+    @staticmethod
+    def _scale_(grads: list[Tensor], alpha_s: float) -> None:
+        if alpha_s == 0 and grads:
+            torch._foreach_zero_(grads)
+        elif alpha_s != 1 and grads:
+            torch._foreach_mul_(grads, alpha_s)
+
+    def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
+        grads = [param.grad for param in params]
+        if any(grad.layout != torch.strided for grad in grads):
+            raise RuntimeError(
+                "RTSPUGD does not support sparse gradients; build the layer that makes them with sparse=False."
+            )
+        return params, grads
+
+    def _buffers_like(self, params: list[Tensor]) -> list[Tensor]:
+        """Return uninitialized tensors like ``params``, the same ones at every step: allocation is what costs."""
+
+        def describe(tensor: Tensor) -> tuple[Any, ...]:
+            return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+        if [describe(buffer) for buffer in self._buffers] != [describe(param) for param in params]:
+            self._buffers = [torch.empty_like(param) for param in params]
+        return self._buffers
+
+    # ---- Schedules and switch ----
+
+    def _schedule(self, name: str) -> AlphaSchedule:
+        lead = self._lead
+        strategy = name_at(lead[f"rts_{name}"], STRATEGIES) or ""
+        return AlphaSchedule(strategy, lead[f"rts_{name}_beta_min"], lead[f"rts_{name}_beta_max"])
+
+    def _alphas_now(self) -> tuple[float, float]:
+        progress = progress_at(self._lead["rts_step"], self.total_steps)
+        return self.radius_schedule(progress), self.scale_schedule(progress)
+
+    # ---- Warnings ----
+
+    def _is_state_initialization(self, grads: list[Tensor]) -> bool:
+        """Whether this is torch.distributed.checkpoint creating state: every lr and every gradient is zero."""
+        rates = [group["lr"] for group in self.param_groups]
+        if not grads or any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
+            return False
+        return not any(rates) and not global_norm(grads)
+
+    def _warn_if_progress_is_unknown(self) -> None:
+        waits = self._lead.get("rts_switch_at", 0)
+        constant = self.radius_schedule.strategy == self.scale_schedule.strategy == "constant"
+        if self.total_steps is None and (not constant or isinstance(waits, float)):
+            self._warn_once(
+                "total_steps is unknown, so the schedules stand at their first value; pass total_steps=..., or set "
+                "optimizer.total_steps."
+            )
+
+
+def _create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) -> Optimizer:
+    if base.lower().startswith("lookahead_"):
+        raise ValueError(
+            f"base={base!r}: Lookahead goes around this optimizer, not inside; use opt='lookahead_rts_pugd'."
+        )
+    name = base.lower().split("_")[-1]
+    if name not in timm.optim.list_optimizers():
+        raise ValueError(f"base={base!r} is not an optimizer timm knows; see timm.optim.list_optimizers().")
+    info = timm.optim.get_optimizer_info(name)
+    if isinstance(info.opt_class, type) and issubclass(info.opt_class, RTSPUGD):
+        raise ValueError(f"base={base!r} is itself a two-pass optimizer; choose a plain one, for instance base='sgd'.")
+    try:
+        return timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
+    except TypeError as error:
+        raise TypeError(f"base={base!r} refuses its arguments {sorted(base_kwargs)}: {error}") from error
+
+
+def _named_schedule(name: str, strategy: str, beta_min: float, beta_max: float) -> AlphaSchedule:
+    try:
+        return AlphaSchedule(strategy, beta_min, beta_max)
+    except ValueError as error:
+        message = str(error).replace("beta_", f"{name}_beta_").replace("strategy=", f"{name}=")
+        raise ValueError(message) from error
