@@ -56,8 +56,9 @@ class RTSPUGD(TimedOptimizer):
             want ``scale="constant", scale_beta_max=0``, which the registered names ``sam`` and ``asam`` set.
         radius, radius_beta_min, radius_beta_max: Strategy and bounds of α_r, as in :class:`AlphaSchedule`.
         scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
-        switch: A :class:`PhaseSwitch` or the name of one; the settings of a named one are further keyword arguments
-            with the prefix ``switch_``, for instance ``switch_gamma=0.1``. The variance switch reads its norms once
+        switch: ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to perturb
+            from the first step; the settings of a named one are further keyword arguments with the prefix
+            ``switch_``, for instance ``switch_gamma=0.1``. The variance switch reads its norms once
             a window, so the phase changes at multiples of the window.
         total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
@@ -84,7 +85,7 @@ class RTSPUGD(TimedOptimizer):
         scale: str = "constant",
         scale_beta_min: float = 0.0,
         scale_beta_max: float = 1.0,
-        switch: str | PhaseSwitch = "gradient_variance",
+        switch: str | PhaseSwitch | None = "fixed",
         total_steps: int | None = None,
         perturb_every: int = 1,
         **base_kwargs: Any,
@@ -377,3 +378,16 @@ def _named_schedule(name: str, strategy: str, beta_min: float, beta_max: float) 
     except ValueError as error:
         message = str(error).replace("beta_", f"{name}_beta_").replace("strategy=", f"{name}=")
         raise ValueError(message) from error
+
+
+def unwrap_optimizer(optimizer: Any) -> RTSPUGD | None:
+    """Return the RTSPUGD inside accelerate's or timm's wrappers, or None where there is none.
+
+    >>> import timm, torch
+    >>> wrapped = timm.optim.create_optimizer_v2(torch.nn.Linear(2, 2), opt="lookahead_rts_pugd", lr=0.1)
+    >>> type(unwrap_optimizer(wrapped)).__name__
+    'RTSPUGD'
+    """
+    while optimizer is not None and not isinstance(optimizer, RTSPUGD):
+        optimizer = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_base_optimizer", None)
+    return optimizer

@@ -10,7 +10,7 @@ from rts_hf.optimizer import RTSPUGD
 logger = logging.getLogger(__name__)
 
 _TWO_PASS_FROM_THE_START = {
-    "switch": "fixed",
+    "switch": None,
     "radius": "constant",
     "radius_beta_min": 0.0,
     "scale": "constant",

@@ -276,7 +276,7 @@ class FixedSwitch(PhaseSwitch):
 
     name = "fixed"
 
-    def __init__(self, at: int | float = 0) -> None:
+    def __init__(self, at: int | float = 0.8) -> None:
         super().__init__()
         if isinstance(at, bool) or not isinstance(at, int | float) or not at >= 0 or (isinstance(at, float) and at > 1):
             raise ValueError(f"at={at!r} must be a step (int ≥ 0) or a share of the run (float in [0, 1]).")
@@ -313,24 +313,25 @@ SWITCHES: Mapping[str, type[PhaseSwitch]] = MappingProxyType(
 )
 
 
-def create_switch(switch: str | PhaseSwitch, settings: Mapping[str, Any] | None = None) -> PhaseSwitch:
+def create_switch(switch: str | PhaseSwitch | None, settings: Mapping[str, Any] | None = None) -> PhaseSwitch:
     """Return the switch that a name and its settings describe.
 
     >>> create_switch("gradient_variance", {"gamma": 0.1})
     GradientVarianceSwitch(window=10, init_steps=10, gamma=0.1)
 
     Args:
-        switch: A name in :data:`SWITCHES`, or a switch, which is returned as it is.
+        switch: A name in :data:`SWITCHES`; a switch, which is returned as it is; or None to fire at the start.
         settings: Arguments of that switch's constructor, by name.
 
     Raises:
         ValueError: For an unknown name, a setting the switch does not have, or settings beside a ready switch.
     """
     settings = dict(settings or {})
-    if isinstance(switch, PhaseSwitch):
+    if switch is None or isinstance(switch, PhaseSwitch):
         if settings:
-            raise ValueError(f"settings={settings!r} cannot be applied to the ready switch {switch!r}; set them there.")
-        return switch
+            given = ", ".join(f"switch_{key}={value!r}" for key, value in settings.items())
+            raise ValueError(f"{given} cannot be applied to switch={switch!r}; name a switch, or set it there.")
+        return FixedSwitch(0) if switch is None else switch
     if switch not in SWITCHES:
         raise ValueError(f"switch={switch!r} is unknown; choose one of {', '.join(SWITCHES)}, or pass a PhaseSwitch.")
     known = SWITCHES[switch]().settings()

@@ -168,6 +168,11 @@ class TimedOptimizer(Optimizer):
 
         name = name_at(lead["rts_switch"], SWITCHES)
         settings = _entries(lead, "rts_switch_")
+        if name is None and self.switch.name in SWITCHES:
+            raise ValueError(
+                f"The state was saved with a switch of another class than {self.switch!r}, one that this package does "
+                "not have; construct the optimizer with it."
+            )
         if name is not None and (name != self.switch.name or settings != self.switch.settings()):
             self.switch = create_switch(name, settings)
         self.switch.load_state_dict(_entries(lead, "rts_state_"))

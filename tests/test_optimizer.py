@@ -512,7 +512,7 @@ def test_a_switch_that_cannot_fire_warns() -> None:
     with pytest.warns(UserWarning, match="will never perturb: FixedSwitch"):
         RTSPUGD(make_net().parameters(), lr=0.1, switch=FixedSwitch(50), total_steps=50)
     with pytest.warns(UserWarning, match="will never perturb: GradientVarianceSwitch"):
-        RTSPUGD(make_net().parameters(), lr=0.1, total_steps=20)
+        RTSPUGD(make_net().parameters(), lr=0.1, switch="gradient_variance", total_steps=20)
 
 
 def test_stats_are_plain_numbers() -> None:
@@ -533,8 +533,8 @@ def test_stats_are_plain_numbers() -> None:
         ({"scale": "inverse_sine_annealing"}, ValueError, "scale_beta_min=0.0 makes inverse_sine_annealing infinite"),
         ({"scale_beta_max": float("inf")}, ValueError, "scale_beta_max=inf"),
         ({"switch": "never"}, ValueError, "switch='never' is unknown"),
-        ({"switch_window": 1}, ValueError, "window=1"),
-        ({"switch_mu": 1.0}, ValueError, "switch_mu=1.0 is not a setting of switch='gradient_variance'"),
+        ({"switch": "gradient_variance", "switch_window": 1}, ValueError, "window=1"),
+        ({"switch_mu": 1.0}, ValueError, "switch_mu=1.0 is not a setting of switch='fixed'"),
         ({"perturb_every": 0}, ValueError, "perturb_every=0"),
         ({"total_steps": 0}, ValueError, "total_steps=0"),
         ({"total_steps": 1.5}, ValueError, "total_steps=1.5"),

@@ -170,7 +170,7 @@ def test_state_of_another_kind_is_refused() -> None:
         (lambda: FixedSwitch("half"), "at='half'"),
         (lambda: create_switch("sometimes"), "switch='sometimes' is unknown; choose one of gradient_variance"),
         (lambda: create_switch("fixed", {"gamma": 0.1}), "switch_gamma=0.1 is not a setting of switch='fixed'"),
-        (lambda: create_switch(FixedSwitch(1), {"at": 2}), "cannot be applied to the ready switch"),
+        (lambda: create_switch(FixedSwitch(1), {"at": 2}), "cannot be applied to switch=FixedSwitch"),
     ],
 )
 def test_bad_settings(make, message: str) -> None:

@@ -18,6 +18,7 @@ SETTINGS = {
     "radius": "sine_heating",
     "radius_beta_max": 0.5,
     "scale": "cosine_annealing",
+    "switch": "gradient_variance",
     "switch_window": 4,
     "switch_init_steps": 4,
     "switch_gamma": 1.5,  # fires soon
@@ -182,7 +183,7 @@ def test_a_switch_of_ones_own() -> None:
     other = RTSPUGD(net.parameters(), lr=0.1, switch=Never(), total_steps=5)
     other.load_state_dict(optimizer.state_dict())
     assert isinstance(other.switch, Never)
-    with pytest.raises(ValueError, match="another kind of switch"):
+    with pytest.raises(ValueError, match="a switch of another class"):
         RTSPUGD(net.parameters(), lr=0.1, total_steps=50).load_state_dict(optimizer.state_dict())
 
 

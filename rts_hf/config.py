@@ -1,0 +1,336 @@
+"""What a run is told: arguments about the model, the data and the training, checked before any work starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+import timm.optim
+import torch
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from rts_hf.schedules import STRATEGIES
+from rts_hf.switching import SWITCHES
+
+# The training command's names for optimizers whose names timm cannot look up as they are, or reads otherwise.
+OPTIMIZER_NAMES = {"pugd": "plainpugd"}
+TWO_PASS_OPTIMIZERS = ("rts_pugd", "pugd", "plainpugd", "sam", "asam")
+_RTS_FIELDS = (
+    "base",
+    "radius",
+    "radius_beta_min",
+    "radius_beta_max",
+    "scale",
+    "scale_beta_min",
+    "scale_beta_max",
+    "switch",
+    "perturb_every",
+    *(f"switch_{name}" for cls in SWITCHES.values() for name in cls().settings()),
+)
+
+
+@dataclass
+class ModelArguments:
+    """Which backbone is trained, and from which weights.
+
+    Raises:
+        ValueError: For ``pretrained`` beside ``checkpoint``, or ``model_args`` that are not a JSON object.
+    """
+
+    _argument_group_name = "model"
+
+    model: str = field(default="resnet_micro_small", metadata={"help": "Any timm classification backbone."})
+    pretrained: bool = field(default=False, metadata={"help": "Start from timm's weights on the Hub."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Start from a safetensors file or a run folder; a head of another size is new."}
+    )
+    small_image_stem: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Give a ResNet a 3x3 stride-1 stem without max-pool. Default: for images of at most 64 pixels, "
+            "unless the weights are pretrained."
+        },
+    )
+    model_args: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of timm.create_model as JSON, e.g. '{\"drop_path_rate\": 0.1}'."}
+    )
+
+    def __post_init__(self) -> None:
+        self.model_args = _json_object("model_args", self.model_args)
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError(
+                f"pretrained=True and checkpoint={self.checkpoint!r} both name the starting weights; leave one out."
+            )
+
+
+@dataclass
+class DataArguments:
+    """Which images are learned, and how they are split.
+
+    Raises:
+        ValueError: For a fraction or a count outside its range.
+    """
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={
+            "help": "digits (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a local folder (image folder, "
+            "parquet files, or saved with save_to_disk)."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images. Default: the only one."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the labels. Default: the only one."})
+    train_split: str | None = field(default=None, metadata={"help": "Split to train on. Default: train."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to validate on. Default: a part held out of the training split."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split to test on, once, at the end. Default: test."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training split held out for validation, stratified, in (0, 1)."}
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of the validation split."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the square input in pixels."})
+    augmentation: str = field(
+        default="auto",
+        metadata={
+            "help": "none, crop (each image its own), crop_flip, timm (timm's training transform), or auto: cropping "
+            "up to 64 pixels, timm above.",
+            "choices": ["auto", "none", "crop", "crop_flip", "timm"],
+        },
+    )
+    skip_bad_images: bool = field(
+        default=False, metadata={"help": "Leave unreadable images out and count them, instead of stopping."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate and test on this many images each at most."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded data sets are kept."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction!r} must lie between 0 and 1, for instance 0.1."
+            )
+        for name in ("image_size", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1.")
+
+
+@dataclass
+class RTSTrainingArguments(TrainingArguments):
+    """:class:`transformers.TrainingArguments` with the optimizer's settings and defaults for image classifiers.
+
+    A setting of RTS-PUGD that is None stays at the optimizer's own default.
+
+    Raises:
+        ValueError: For an unknown optimizer, settings it does not take or refuses, or arguments that contradict each
+            other.
+    """
+
+    _argument_group_name = "training"
+
+    opt: str = field(
+        default="rts_pugd",
+        metadata={"help": "rts_pugd, pugd (plain, from the first step), sam, asam, or any optimizer timm knows."},
+    )
+    base: str | None = field(
+        default=None, metadata={"help": "Base optimizer of a two-pass one, any name timm knows. Default: sgd."}
+    )
+    radius: str | None = field(default=None, metadata={"help": "Strategy of the radius α_r.", "choices": [*STRATEGIES]})
+    radius_beta_min: float | None = field(default=None, metadata={"help": "β_min of the radius."})
+    radius_beta_max: float | None = field(default=None, metadata={"help": "β_max of the radius."})
+    scale: str | None = field(default=None, metadata={"help": "Strategy of the scale α_s.", "choices": [*STRATEGIES]})
+    scale_beta_min: float | None = field(default=None, metadata={"help": "β_min of the scale."})
+    scale_beta_max: float | None = field(default=None, metadata={"help": "β_max of the scale."})
+    switch: str | None = field(
+        default=None, metadata={"help": "What starts the perturbed phase.", "choices": [*SWITCHES]}
+    )
+    switch_window: int | None = field(default=None, metadata={"help": "gradient_variance: steps in a window."})
+    switch_init_steps: int | None = field(
+        default=None, metadata={"help": "gradient_variance: first steps, which give the initial variance."}
+    )
+    switch_gamma: float | None = field(
+        default=None, metadata={"help": "gradient_variance: share of the initial variance below which it fires."}
+    )
+    switch_base_epochs: int | None = field(
+        default=None, metadata={"help": "generalization_gap: evaluations that give the base gap."}
+    )
+    switch_every: int | None = field(
+        default=None, metadata={"help": "generalization_gap: evaluations between comparisons."}
+    )
+    switch_mu: float | None = field(
+        default=None, metadata={"help": "generalization_gap: multiple of the base gap above which it fires."}
+    )
+    switch_at: str | None = field(
+        default=None, metadata={"help": "fixed: a step (e.g. 100), or a share of the run (e.g. 0.8; 1.0 is never)."}
+    )
+    perturb_every: int | None = field(
+        default=None, metadata={"help": "Perturb one step in this many after the switch."}
+    )
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of optimizers that have one."})
+    opt_args: dict | str | None = field(
+        default=None, metadata={"help": "Further arguments of the optimizer as JSON, e.g. '{\"nesterov\": false}'."}
+    )
+    batchnorm_first_pass_only: bool = field(
+        default=True, metadata={"help": "Take BatchNorm statistics from the first pass only."}
+    )
+    same_dropout: bool = field(
+        default=True, metadata={"help": "Draw the same dropout and stochastic depth in both passes."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better one."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
+
+    # Defaults of TrainingArguments that suit image classifiers better
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Peak learning rate. Default: 0.1 for optimizers without betas, 0.001 for those with."},
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Any scheduler of transformers."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of weights that are not 1-d."})
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A unit gradient needs no clipping."}
+    )
+    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training images."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a micro-batch and device."})
+    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=10, metadata={"help": "Updates between two entries of the log."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
+    metric_for_best_model: str | None = field(
+        default="accuracy", metadata={"help": "What makes a checkpoint the best, on validation data."}
+    )
+    report_to: list[str] | str | None = field(
+        default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Leave it off: batches are ready as they are."}
+    )
+
+    def __post_init__(self) -> None:
+        self.opt_args = _json_object("opt_args", self.opt_args)
+        self.switch_at = _step_or_share(self.switch_at)
+        self._check_optimizer_name()
+        if self.learning_rate is None:
+            self.learning_rate = 1e-3 if timm.optim.get_optimizer_info(self._stepping_name()).has_betas else 0.1
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
+        self._check_optimizer()
+        self._check_together()
+
+    @property
+    def is_two_pass(self) -> bool:
+        """Whether the optimizer takes a second gradient."""
+        return self._bare_name() in TWO_PASS_OPTIMIZERS
+
+    def timm_name(self) -> str:
+        """Return the name that timm's registry knows the optimizer by."""
+        return OPTIMIZER_NAMES.get(self.opt, self.opt)
+
+    def optimizer_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for :func:`timm.optim.create_optimizer_v2`, besides the parameters."""
+        settings = {name: getattr(self, name) for name in _RTS_FIELDS if getattr(self, name) is not None}
+        adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
+        defaults = {f.name: f.default for f in fields(TrainingArguments)}
+        for argument, names in adam.items():
+            values = tuple(getattr(self, name) for name in names)
+            if values != tuple(defaults[name] for name in names):  # else the optimizer's own default holds
+                settings[argument] = values if len(values) > 1 else values[0]
+        return {
+            "opt": self.timm_name(),
+            "lr": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+            **settings,
+            **(self.opt_args or {}),  # type: ignore[dict-item]
+        }
+
+    def _bare_name(self) -> str:
+        return self.opt.lower().removeprefix("lookahead_")
+
+    def _stepping_name(self) -> str:
+        """Return the name of the optimizer that takes the actual steps."""
+        return (self.base or "sgd").lower().split("_")[-1] if self.is_two_pass else self._bare_name().split("_")[-1]
+
+    def _check_optimizer_name(self) -> None:
+        known = timm.optim.list_optimizers()
+        for argument, name in (("opt", self._bare_name()), ("base", (self.base or "sgd").lower())):
+            if name not in known:
+                near = [str(match) for match in get_close_matches(name, known, n=3)]
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                raise ValueError(
+                    f"{argument}={getattr(self, argument)!r} is not an optimizer timm knows.{hint} "
+                    "timm.optim.list_optimizers() lists them."
+                )
+        if not self.is_two_pass:
+            given = [f"{name}={getattr(self, name)!r}" for name in _RTS_FIELDS if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: opt={self.opt!r} has no second pass and no such setting; leave it out, or "
+                    f"use one of {', '.join(TWO_PASS_OPTIMIZERS)}."
+                )
+
+    def _check_optimizer(self) -> None:
+        """Let the optimizer itself refuse its settings, on a parameter of one element."""
+        try:
+            timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **self.optimizer_arguments())
+        except (TypeError, AssertionError, ImportError) as error:
+            raise ValueError(f"opt={self.opt!r} cannot be created: {error}") from error
+
+    def _check_together(self) -> None:
+        if self.optim != OptimizerNames(TrainingArguments.__dataclass_fields__["optim"].default):
+            raise ValueError(
+                f"optim={OptimizerNames(self.optim).value!r} has no effect here; name the optimizer with opt."
+            )
+        if self.deepspeed:
+            raise ValueError(
+                f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
+                "DistributedDataParallel or FSDP2."
+            )
+        if self.switch == "generalization_gap" and self.eval_strategy == "no":
+            raise ValueError(
+                "switch='generalization_gap' listens to evaluations, but eval_strategy='no'; use eval_strategy='epoch'."
+            )
+        if self.overwrite and self.resume_from_checkpoint:
+            raise ValueError(
+                f"overwrite=True deletes the run that resume_from_checkpoint={self.resume_from_checkpoint!r} continues"
+                "; leave one out."
+            )
+
+
+def _json_object(name: str, value: dict | str | None) -> dict | None:
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={value!r} is not JSON ({error}); write it as '{{\"name\": value}}'.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name}={value!r} must be a JSON object, as in '{{\"name\": value}}'.")
+    return parsed
+
+
+def _step_or_share(value: Any) -> Any:
+    """Return an int for a step and a float for a share: a command line gives text, a file gives numbers."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    raise ValueError(f"switch_at={value!r} must be a step (e.g. 100) or a share of the run (e.g. 0.8).")

@@ -1,0 +1,77 @@
+"""What a second pass over the same batch must repeat or leave alone: random numbers and BatchNorm statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class RandomState:
+    """The state of torch's random generators at one moment, to draw the same dropout masks again.
+
+    >>> import torch
+    >>> state = RandomState(torch.device("cpu"))
+    >>> first = torch.rand(2)
+    >>> with state.replayed():
+    ...     again = torch.rand(2)
+    >>> torch.equal(first, again)
+    True
+
+    Args:
+        device: The device the model runs on; the CPU's generator is always included.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cpu = torch.get_rng_state()
+        self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
+        self._device = device
+        if self._accelerator is not None:
+            self._accelerated = self._accelerator.get_rng_state(device)
+
+    def restore(self) -> None:
+        """Put the generators into this state."""
+        torch.set_rng_state(self._cpu)
+        if self._accelerator is not None:
+            self._accelerator.set_rng_state(self._accelerated, self._device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw from this state inside the ``with`` block, and go on from where the generators were after it."""
+        now = RandomState(self._device)
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+
+@contextmanager
+def keep_buffers(model: nn.Module) -> Iterator[None]:
+    """Give the model back its saved buffers (BatchNorm's running statistics and counters) after the ``with`` block.
+
+    >>> import torch
+    >>> norm = torch.nn.BatchNorm1d(2)
+    >>> with keep_buffers(norm):
+    ...     _ = norm(torch.rand(4, 2))
+    >>> int(norm.num_batches_tracked)
+    0
+
+    Args:
+        model: Any module. Buffers that its ``state_dict`` leaves out are left alone: they hold constants.
+    """
+    buffers = [
+        buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in module._non_persistent_buffers_set
+    ]
+    saved = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)

@@ -1,0 +1,237 @@
+"""RTSTrainer: transformers' Trainer with the second pass, the switch and their figures in the logs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from typing import Any
+
+import timm.optim
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
+
+from rts_hf.config import RTSTrainingArguments
+from rts_hf.metrics import classification_metrics
+from rts_hf.optimizer import RTSPUGD, unwrap_optimizer
+from rts_hf.second_pass import RandomState, keep_buffers
+
+
+class RTSTrainer(Trainer):
+    """A :class:`transformers.Trainer` that trains with RTSPUGD, or with any optimizer timm knows.
+
+    Where the optimizer wants a second pass, it is run at the end of ``training_step`` on the micro-batch at which
+    gradients are synchronized: the weights move to w + ε, the window's micro-batches are replayed, and the weights come
+    back. Everything else of the Trainer's loop (accumulation, clipping, scaler, scheduler, callbacks) runs once and
+    unchanged. The training logs gain ``accuracy``, ``phase`` (0 = sgd, 1 = pugd), ``alpha_r``, ``alpha_s``,
+    ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖), ``sharpness`` (``L(w + ε) − L(w)``, mean since the last entry) and
+    ``gradient_evaluations``.
+
+    Args:
+        *args, **kwargs: As for :class:`transformers.Trainer`; ``args`` is an :class:`RTSTrainingArguments`. An
+            optimizer given as ``optimizers=(RTSPUGD(...), None)`` is used as it is. Without ``compute_metrics``, the
+            accuracy, the top-5 accuracy (for more than five classes) and the macro F1 are measured.
+
+    Raises:
+        ValueError: If the training arguments are not an :class:`RTSTrainingArguments`.
+    """
+
+    args: RTSTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.args, RTSTrainingArguments):
+            raise ValueError(
+                f"args is a {type(self.args).__name__}, but RTSTrainer needs an RTSTrainingArguments; it takes the "
+                "same arguments and more."
+            )
+        num_labels = getattr(getattr(self.model, "config", None), "num_labels", 0)
+        if self.compute_metrics is None and not self.args.batch_eval_metrics and num_labels >= 2:
+            self.compute_metrics = classification_metrics(num_labels)
+        self._window: list[tuple[dict[str, Any], RandomState | None]] = []
+        self._window_perturbs = False
+        self._in_second_pass = False
+        self._window_loss: Tensor | float = 0.0
+        self._loss_scale: Tensor | float = 1.0
+        self._since_log = _Sums(("correct", "seen", "sharpness", "perturbed_updates"))
+        self._since_evaluation = _Sums(("loss", "updates"))
+
+    @property
+    def two_pass_optimizer(self) -> RTSPUGD | None:
+        """The RTSPUGD that trains, inside whatever wraps it, or None."""
+        return unwrap_optimizer(self.optimizer)
+
+    # ---- Optimizer and horizon ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer that ``args.opt`` names, with timm's groups: no decay on 1-d parameters."""
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            module: Any = self.model if model is None else model
+            # the wrapper's prefix would hide the names in the backbone's own no_weight_decay list
+            backbone = getattr(module, "timm_model", module)
+            self.optimizer = timm.optim.create_optimizer_v2(backbone, **self.args.optimizer_arguments())
+        return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the learning rate's scheduler, and tell the optimizer how long the run is."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        rts = self.two_pass_optimizer
+        if rts is not None and rts.total_steps is None:
+            rts.total_steps = num_training_steps
+        by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0
+        if rts is not None and by_epoch:
+            reason = rts.switch.cannot_fire(num_epochs=math.ceil(self.args.num_train_epochs))
+            if reason is not None:
+                warnings.warn(f"This run will never perturb: {reason}", UserWarning, stacklevel=2)
+        return scheduler
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as :meth:`transformers.Trainer.train` does, and warn where the switch never fired."""
+        output = super().train(*args, **kwargs)
+        for remark in self.remarks():
+            warnings.warn(remark, UserWarning, stacklevel=2)
+        return output
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Passes over an update's images so far: one an update, two where it was perturbed."""
+        rts = self.two_pass_optimizer
+        return self.state.global_step if rts is None else int(rts.stats()["gradient_evaluations"])
+
+    def switched_at(self) -> int | None:
+        """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
+        rts = self.two_pass_optimizer
+        step = None if rts is None else rts.switch_step
+        return step if step is not None and step < self.state.global_step else None
+
+    def remarks(self) -> list[str]:
+        """Return what a reader of the finished run must know."""
+        rts = self.two_pass_optimizer
+        if rts is None or self.switched_at() is not None:
+            return []
+        return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
+
+    # ---- The two passes ----
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the micro-batches of the next update; forget those of an update that was broken off."""
+        rts = self.two_pass_optimizer
+        self._window = []
+        self._window_loss = 0.0
+        self._loss_scale = 1.0
+        self._window_perturbs = rts is not None and rts.perturbing
+        return super().get_batch_samples(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run the first pass over a micro-batch and, at the end of the update's window, the second over them all."""
+        state = RandomState(self.args.device) if self._window_perturbs and self.args.same_dropout else None
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        ends_window = self.accelerator.sync_gradients
+        self._since_evaluation.add(loss=loss, updates=int(ends_window))
+        rts = self.two_pass_optimizer
+        if rts is not None and self._window_perturbs:
+            self._window.append((inputs, state))
+            self._window_loss = self._window_loss + loss
+            if ends_window:
+                self._run_second_pass(rts, model, num_items_in_batch)
+        return loss
+
+    def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
+        window, self._window = self._window, []
+        second_loss: Tensor | float = 0.0
+        if self.accelerator.scaler is not None:
+            self._loss_scale = self.accelerator.scaler.scale(torch.ones((), device=self.args.device))
+        buffers = keep_buffers(model) if self.args.batchnorm_first_pass_only else contextlib.nullcontext()
+        gradient_state = self.accelerator.gradient_state
+        self._in_second_pass = True
+        try:
+            with rts.perturbed(), buffers:
+                for position, (inputs, state) in enumerate(window):
+                    is_last = position == len(window) - 1
+                    # no_sync keeps gradients local; the flag tells accelerate's own wrappers the same
+                    gradient_state._set_sync_gradients(is_last)
+                    local = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
+                    random = contextlib.nullcontext() if state is None else state.replayed()
+                    with local, random:
+                        second_loss = second_loss + super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self._in_second_pass = False
+            gradient_state._set_sync_gradients(True)
+        self._since_log.add(sharpness=second_loss - self._window_loss, perturbed_updates=1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss, and count the first pass's correct predictions for the training accuracy."""
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training and not self._in_second_pass and labels is not None:
+            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+            self._since_log.add(correct=(logits.detach().argmax(-1) == labels).sum(), seen=labels.numel())
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of both passes over a micro-batch; the Trainer asks once for each."""
+        return super().floating_point_ops(inputs) * (2 if self._window_perturbs else 1)
+
+    # ---- Logs and the gap switch ----
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does; a training entry gains the accuracy and the optimizer's figures."""
+        if "loss" in logs:
+            logs.update(self._figures())
+        super().log(logs, *args, **kwargs)
+
+    def _figures(self) -> dict[str, float]:
+        sums = self._since_log.take(self.accelerator)
+        figures: dict[str, float] = {}
+        if sums["seen"]:
+            figures["accuracy"] = sums["correct"] / sums["seen"]
+        rts = self.two_pass_optimizer
+        if rts is None:
+            return {**figures, "gradient_evaluations": self.gradient_evaluations}
+        stats = rts.stats()
+        for name in ("phase", "alpha_r", "alpha_s", "gradient_norm", "epsilon_norm", "gradient_evaluations"):
+            figures[name] = stats[name]
+        figures["gradient_norm"] /= float(self._loss_scale)  # the second pass comes before the scaler unscales
+        if sums["perturbed_updates"]:
+            figures["sharpness"] = sums["sharpness"] / sums["perturbed_updates"]
+        return figures
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super()._evaluate(*args, **kwargs)
+        rts = self.two_pass_optimizer
+        sums = self._since_evaluation.take(self.accelerator)
+        if rts is not None and sums["updates"] and "eval_loss" in metrics:
+            rts.observe_losses(train_loss=sums["loss"] / sums["updates"], eval_loss=metrics["eval_loss"])
+        return metrics
+
+
+class _Sums:
+    """Named sums that stay on the device until they are taken, once, over all processes."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value
+
+    def take(self, accelerator: Any) -> dict[str, float]:
+        """Return the sums over all processes as Python numbers, and start again at zero."""
+        values = [
+            torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in self._sums.values()
+        ]
+        total = accelerator.reduce(torch.stack(values), reduction="sum").tolist()
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        return dict(zip(self._sums, total, strict=True))

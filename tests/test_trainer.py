@@ -1,0 +1,363 @@
+"""RTSTrainer: the same numbers as a loop by hand, and everything else the Trainer offers."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+from training_for_tests import Images, make_arguments, make_model, make_trainer, training_logs
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rts_hf import RTSPUGD, FixedSwitch, GradientVarianceSwitch, RTSTrainer
+
+RTS = {"radius": "cosine_annealing", "radius_beta_max": 0.5, "scale": "sine_heating", "scale_beta_max": 0.7}
+
+
+def by_hand(model: Any, data: Images, accumulation: int, epochs: int, switch_at: int, batch: int = 4) -> list[Any]:
+    """Train as the Trainer should: the same order of batches, windows of micro-batches, the shorter one at the end."""
+    order = order_of_batches(data, batch, epochs)
+    windows = [epoch[i : i + accumulation] for epoch in order for i in range(0, len(epoch), accumulation)]
+    optimizer = create_optimizer_v2(
+        model.timm_model, opt="rts_pugd", lr=0.05, weight_decay=5e-4, switch=FixedSwitch(switch_at), **RTS
+    )
+    optimizer.total_steps = len(windows)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(windows))
+    model.train()
+
+    def backward(window: list) -> float:
+        total = 0.0
+        for rows in window:
+            loss = model(pixel_values=data.pixels[rows], labels=data.labels[rows]).loss / len(window)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    losses = []
+    for window in windows:
+        first = backward(window)
+        second = None
+        if optimizer.perturbing:
+            with optimizer.perturbed():
+                second = backward(window)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        losses.append((first, second))
+    return losses
+
+
+def order_of_batches(data: Images, batch: int, epochs: int, seed: int = 3) -> list[list[list[int]]]:
+    """Ask the plain Trainer's own data loader in which order it would serve the images."""
+
+    class Numbered(Images):
+        def __getitem__(self, index: int) -> dict:
+            return {**super().__getitem__(index), "index": torch.tensor(index)}
+
+    seen: list[list[list[int]]] = []
+
+    class Recorder(Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            epoch = int(self.state.epoch or 0)
+            while len(seen) <= epoch:
+                seen.append([])
+            seen[epoch].append(inputs["index"].tolist())
+            return torch.zeros(())
+
+    args = TrainingArguments(
+        output_dir="unused", per_device_train_batch_size=batch, num_train_epochs=epochs, seed=seed, use_cpu=True,
+        save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Recorder(model=make_model(), args=args, train_dataset=Numbered(len(data))).train()
+    return seen
+
+
+@pytest.mark.parametrize("switch_at", [0, 3, 100])  # perturbed throughout, across the switch, plain throughout
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.filterwarnings("ignore:This run will never perturb", "ignore:The switch", "ignore:total_steps is unknown")
+def test_equals_a_loop_by_hand_bit_for_bit(tmp_path: Path, switch_at: int, accumulation: int) -> None:
+    data = Images()  # 7 batches of 4, the last with 2 images: windows of 3, 3 and 1
+    trainer = make_trainer(
+        tmp_path, make_model(), data, switch="fixed", switch_at=str(switch_at), lr_scheduler_type="linear",
+        gradient_accumulation_steps=accumulation, **RTS,
+    )  # fmt: skip
+    trainer.train()
+    model = make_model()
+    losses = by_hand(model, data, accumulation, epochs=2, switch_at=switch_at)
+    logs = training_logs(trainer)
+    assert len(logs) == len(losses) == (14 if accumulation == 1 else 6)
+    for entry, (first, second) in zip(logs, losses, strict=True):
+        assert entry["loss"] == pytest.approx(first, abs=1e-6)
+        if second is not None:
+            assert entry["sharpness"] == pytest.approx(second - first, abs=1e-6)
+        assert ("sharpness" in entry) == (second is not None)
+    for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0 if accumulation == 1 else 1e-7)
+
+
+def test_logs_tell_the_optimizers_story(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="5", **RTS)
+    trainer.train()
+    logs = training_logs(trainer)
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    radius, scale = rts.radius_schedule, rts.scale_schedule
+    for step, entry in enumerate(logs):
+        assert 0 <= entry["accuracy"] <= 1
+        assert entry["alpha_r"] == radius(step / 13)
+        assert entry["alpha_s"] == scale(step / 13)
+        assert entry["gradient_norm"] > 0
+        assert entry["epsilon_norm"] == (pytest.approx(radius(step / 13), rel=1e-5) if step >= 5 else 0)
+        assert entry["gradient_evaluations"] == (step + 1) + max(0, step - 4)
+    assert [entry["phase"] for entry in logs] == [0] * 4 + [1] * 10
+    assert trainer.gradient_evaluations == 14 + 9
+    assert trainer.switched_at() == 5
+    assert trainer.remarks() == []
+
+
+def test_training_accuracy_is_that_of_the_first_pass(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0", num_train_epochs=1, logging_steps=7)
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            seen.append(copy.deepcopy(model).eval())
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    data, right = Images(), 0
+    for model, rows in zip(seen, order_of_batches(data, 4, 1)[0], strict=True):
+        right += (model(data.pixels[rows]).logits.argmax(-1) == data.labels[rows]).sum().item()
+    assert training_logs(trainer)[0]["accuracy"] == pytest.approx(right / len(data))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_both_passes_see_the_same_dropout(tmp_path: Path, same: bool) -> None:
+    """At radius 0 the second pass repeats the first, so the losses are equal if and only if the masks are."""
+    model = make_model("test_vit", drop_rate=0.5, drop_path_rate=0.5)
+    still = {"radius": "constant", "radius_beta_max": 0.0, "switch": "fixed", "switch_at": "0"}
+    trainer = make_trainer(tmp_path, model, same_dropout=same, gradient_accumulation_steps=2, **still)
+    trainer.train()
+    sharpness = [entry["sharpness"] for entry in training_logs(trainer)]
+    assert all(value == 0 for value in sharpness) == same
+    assert any(value != 0 for value in sharpness) != same
+
+
+@pytest.mark.parametrize("first_only", [True, False])
+def test_batchnorm_statistics_come_from_the_first_pass_only(tmp_path: Path, first_only: bool) -> None:
+    model = make_model("resnet_micro_small")
+    reference = make_model("resnet_micro_small")
+    trainer = make_trainer(
+        tmp_path, model, batchnorm_first_pass_only=first_only, switch="fixed", switch_at="0", max_steps=1
+    )
+    trainer.train()
+    rows = order_of_batches(Images(), 4, 1)[0][0]
+    reference.train()(Images().pixels[rows])
+    norms = [(name, module) for name, module in model.named_modules() if hasattr(module, "running_mean")]
+    assert norms
+    for name, module in norms:
+        expected = reference.get_submodule(name)
+        assert int(module.num_batches_tracked) == (1 if first_only else 2)
+        assert torch.allclose(module.running_mean, expected.running_mean, atol=1e-7) == first_only
+
+
+def test_the_second_passs_operations_are_counted(tmp_path: Path) -> None:
+    flos = {}
+    for at in ("0", "7", "1.0"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = make_trainer(tmp_path, switch="fixed", switch_at=at, gradient_accumulation_steps=1)
+            trainer.train()
+        flos[at] = trainer.state.total_flos
+    assert flos["0"] == 2 * flos["1.0"] > 0
+    assert flos["7"] == pytest.approx(1.5 * flos["1.0"], rel=1e-6)
+
+
+def test_the_gap_switch_hears_every_evaluation(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, switch="generalization_gap", switch_base_epochs=2, switch_every=1, switch_mu=1e-3,
+        eval_strategy="epoch", num_train_epochs=4, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    logs = training_logs(trainer)
+    evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    losses = [sum(entry["loss"] for entry in logs[i : i + 4]) / 4 for i in (0, 4, 8)]
+    gaps = [abs(a - b) for a, b in zip(losses, evaluations, strict=False)]
+    assert rts.switch.base_gap == pytest.approx(sum(gaps[:2]) / 2, abs=1e-5)
+    assert rts.switch.gap == pytest.approx(gaps[2], abs=1e-5)
+    assert trainer.switched_at() == 12
+
+
+def test_evaluating_by_hand_does_not_feed_the_switch(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="generalization_gap", eval_strategy="epoch", num_train_epochs=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    before = rts.switch.state_dict()
+    trainer.evaluate(Images(9, seed=5))
+    trainer.predict(Images(9, seed=5))
+    assert rts.switch.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_scheduler_type": "cosine", "warmup_steps": 4},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 2},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+        {"label_smoothing_factor": 0.1},
+        {"max_grad_norm": 1.0},
+        {"bf16": True},
+        {"gradient_accumulation_steps": 4, "max_steps": 3},
+        {"opt": "lookahead_rts_pugd"},
+        {"base": "adamw", "learning_rate": 1e-3, "adam_beta1": 0.8},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_works_with(tmp_path: Path, settings: dict) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="1", **settings)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    output = trainer.train()
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    steps = settings.get("max_steps", 14)
+    assert (output.global_step, rts.stats()["step"], rts.total_steps) == (steps, steps, steps)
+    assert rts.stats()["gradient_evaluations"] == 2 * steps - 1
+    assert not any(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    if "warmup_steps" in settings:
+        rates = [entry["learning_rate"] for entry in training_logs(trainer)]
+        assert rates[0] == 0
+        assert max(rates) == rates[settings["warmup_steps"]] == 0.05
+
+
+def test_best_model_and_early_stopping(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, switch="fixed", switch_at="0", num_train_epochs=12, eval_strategy="epoch", save_strategy="epoch",
+        load_best_model_at_end=True, metric_for_best_model="accuracy", gradient_accumulation_steps=2,
+        callbacks=[EarlyStoppingCallback(1)],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    assert trainer.state.global_step < 12 * 4
+    best = max(entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry)
+    assert trainer.evaluate()["eval_accuracy"] == best == trainer.state.best_metric
+
+
+def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="2", report_to="tensorboard")
+    trainer.train()
+    events = next(tmp_path.rglob("events.out.tfevents*"))
+    accumulator = EventAccumulator(str(events.parent)).Reload()
+    names = set(accumulator.Tags()["scalars"])
+    assert {"train/alpha_r", "train/alpha_s", "train/phase", "train/sharpness", "train/epsilon_norm"} <= names
+    assert len(accumulator.Scalars("train/sharpness")) == 12
+
+
+def test_an_exception_between_the_passes_leaves_the_weights(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0")
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    calls = []
+    compute_loss = trainer.compute_loss
+
+    def fail_at_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("second pass")
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = fail_at_second
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert not trainer._in_second_pass
+    assert trainer.accelerator.sync_gradients
+
+
+def test_a_window_that_was_broken_off_is_forgotten(tmp_path: Path) -> None:
+    class StopInWindow(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step == 1 and not self.stopped
+            self.stopped = self.stopped or control.should_epoch_stop
+            return control
+
+        stopped = False
+
+    trainer = make_trainer(
+        tmp_path, switch="fixed", switch_at="0", gradient_accumulation_steps=3, callbacks=[StopInWindow()]
+    )
+    sizes = []
+    run_second_pass = trainer._run_second_pass
+
+    def watch(*args, **kwargs):
+        sizes.append(len(trainer._window))
+        return run_second_pass(*args, **kwargs)
+
+    trainer._run_second_pass = watch
+    trainer.train()
+    assert set(sizes) <= {1, 3}
+
+
+def test_a_ready_optimizer_is_used_as_it_is(tmp_path: Path) -> None:
+    model = make_model()
+    optimizer = RTSPUGD(model.parameters(), lr=0.01, switch=GradientVarianceSwitch(gamma=5.0), total_steps=99)
+    trainer = make_trainer(tmp_path, model, optimizers=(optimizer, None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    assert trainer.two_pass_optimizer is optimizer
+    assert optimizer.total_steps == 99
+
+
+@pytest.mark.parametrize(
+    ("opt", "evaluations"), [("sgd", 14), ("adamw", 14), ("pugd", 28), ("sam", 28), ("asam", 28), ("lion", 14)]
+)
+def test_every_optimizer_runs_through_it(tmp_path: Path, opt: str, evaluations: int) -> None:
+    trainer = make_trainer(tmp_path, opt=opt, learning_rate=1e-3)
+    trainer.train()
+    assert trainer.gradient_evaluations == evaluations
+    assert [entry["gradient_evaluations"] for entry in training_logs(trainer)][-1] == evaluations
+
+
+def test_groups_are_timms(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, make_model("resnet_micro_small"), weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1]
+    assert all(p.ndim <= 1 for p in groups[0]["params"])
+    assert all(p.ndim > 1 for p in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+
+
+def test_a_run_that_never_switches_says_so(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="1.0")
+    with pytest.warns(UserWarning, match=r"FixedSwitch\(at=1.0\) never fired: this run was plain sgd"):
+        trainer.train()
+    assert trainer.switched_at() is None
+    assert len(trainer.remarks()) == 1
+
+
+def test_a_horizon_too_short_for_the_gap_switch_warns_at_the_start(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="generalization_gap", eval_strategy="epoch", num_train_epochs=6)
+    with pytest.warns(UserWarning, match="first compares after epoch 6, but the run has 6 epochs"):
+        trainer.create_optimizer_and_scheduler(42)
+
+
+def test_plain_training_arguments_are_refused(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="RTSTrainer needs an RTSTrainingArguments"):
+        RTSTrainer(model=make_model(), args=arguments, train_dataset=Images())
+
+
+def test_arguments_survive_a_dictionary(tmp_path: Path) -> None:
+    arguments = make_arguments(tmp_path, switch="fixed", switch_at="0.25")
+    assert arguments.to_dict()["switch_at"] == 0.25

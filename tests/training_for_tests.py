@@ -1,0 +1,70 @@
+"""Tiny images, models and trainers that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rts_hf import RTSTrainer, RTSTrainingArguments, build_model
+
+LABELS = ("cat", "dog", "owl")
+SIZE = 16
+
+
+class Images(Dataset[dict[str, Tensor]]):
+    """Random images whose labels can be learned: the brightest third tells the class."""
+
+    def __init__(self, count: int = 26, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(count) % len(LABELS)
+        self.pixels = torch.randn(count, 3, SIZE, SIZE, generator=generator)
+        for index, label in enumerate(self.labels):
+            self.pixels[index, int(label)] += 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+
+def make_model(name: str = "test_vit", seed: int = 0, **model_args: Any) -> Any:
+    torch.manual_seed(seed)
+    return build_model(
+        name, label_names=LABELS, image_size=SIZE, mean=[0.5] * 3, std=[0.5] * 3, model_args=model_args or None
+    )
+
+
+def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
+    quiet = {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 2,
+        "learning_rate": 0.05,
+        "seed": 3,
+    }
+    return RTSTrainingArguments(output_dir=str(folder), **{**quiet, **settings})
+
+
+def make_trainer(folder: Path, model: Any = None, train: Dataset | None = None, **settings: Any) -> RTSTrainer:
+    keywords = {name: settings.pop(name) for name in ("callbacks", "optimizers", "compute_metrics") if name in settings}
+    return RTSTrainer(
+        model=make_model() if model is None else model,
+        args=make_arguments(folder, **settings),
+        train_dataset=Images() if train is None else train,
+        eval_dataset=Images(12, seed=1),
+        **keywords,
+    )
+
+
+def training_logs(trainer: RTSTrainer) -> list[dict[str, Any]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
