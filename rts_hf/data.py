@@ -1,0 +1,298 @@
+"""An image data set by name, checked, split and ready to train on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from rts_hf.batches import AUGMENTATIONS, INTERPOLATIONS, ImageClassificationDataset, PixelFormat, build_split, collate
+from rts_hf.columns import ImageRows, choose_columns, read_labels
+from rts_hf.sources import PRESETS, TEST_SEED, DatasetPreset, match_preset, open_source
+from rts_hf.splits import cap, choose_splits, hold_out
+
+__all__ = ["PRESETS", "DataBundle", "DatasetPreset", "ImageClassificationDataset", "collate", "load_data"]
+
+logger = logging.getLogger(__name__)
+
+MIN_IMAGE_SIZE = 8
+# Without preset or setting, images whose usual short side is at most this many pixels keep their size ...
+NATIVE_UP_TO_SIZE = 64
+# ... and all others are resized to what ImageNet backbones expect.
+DEFAULT_IMAGE_SIZE = 224
+# Up to this size, "auto" augments with a padded crop (and flip); above it with timm's RandomResizedCrop recipe.
+CROP_UP_TO_SIZE = 64
+_PROBED_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """A data set ready to train on.
+
+    Args:
+        name: preset, folder or repository name, without owner or path.
+        source: "embedded", the Hub id, or the folder's own name.
+        label_names: the classes, in the order of their labels.
+        image_size: side of the served images in pixels.
+        mean: normalisation, per channel.
+        std: normalisation, per channel.
+        interpolation: how images are resized.
+        augmentation: what training images go through; never "auto".
+        train: augmented images.
+        validation: held out of train; serves the switch and the choice of the best model.
+        test: read once, at the end.
+        skipped: unreadable images left out, per split of this bundle.
+    """
+
+    name: str
+    source: str
+    label_names: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    augmentation: str
+    train: ImageClassificationDataset
+    validation: ImageClassificationDataset
+    test: ImageClassificationDataset | None
+    skipped: dict[str, int]
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Images in each split."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: len(split) for name, split in splits.items() if split is not None}
+
+
+def load_data(
+    dataset: str = "digits",
+    *,
+    dataset_config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 42,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str = "bicubic",
+    augmentation: str = "auto",
+    skip_bad_images: bool = False,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    cache_dir: str | None = None,
+) -> DataBundle:
+    """Load a data set and check all of it, every image included, before training.
+
+    Test-time images go through timm's own transform, so a saved model's processor serves the tensors it was trained
+    on. `crop` and `crop_flip` draw a zero-padded crop (an eighth of the side) and a flip for each image of a batch.
+
+    Args:
+        dataset: a key of `PRESETS`, a local folder (class sub-folders, with or without split folders above them;
+            parquet files; the output of `save_to_disk`), or a Hub id. An existing folder goes before a Hub id.
+        dataset_config: configuration of a data set that has several.
+        image_column: default: the preset's, or the only column of images.
+        label_column: default: the preset's, or the only column of class labels, strings or integers.
+        train_split: default: the preset's, or "train".
+        validation_split: default: the split "validation" where there is a "test" beside it, else a part of train.
+        test_split: default: the preset's, "test", a "validation" without "test", else a part of train that is the
+            same for every `seed`.
+        validation_fraction: of train, held out in proportion for each class, in (0, 1).
+        seed: of the held-out validation part and of the samples that the two limits below keep.
+        image_size: side in pixels, at least 8. Default: the preset's; else the size of the images up to 64, or 224.
+        mean: three numbers, of pixels in [0, 1]. Default: the preset's, else ImageNet's.
+        std: likewise, above 0.
+        interpolation: one of `rts_hf.batches.INTERPOLATIONS`.
+        augmentation: "none", "crop", "crop_flip", "timm" (timm's random resized crop, flip and colour jitter), or
+            "auto": `crop_flip` up to 64 pixels, above it `timm`, neither with a flip where a preset forbids it.
+        skip_bad_images: leave unreadable images out and count them, instead of stopping.
+        max_train_samples: keep at most this many training images, each class in proportion.
+        max_eval_samples: likewise, of validation and of test.
+        cache_dir: where `datasets` keeps what it downloads and converts.
+
+    Raises:
+        ValueError: an argument, split, column, label or image is not as it must be; the message says which and what
+            is legal.
+        ConnectionError: a Hub id that is not in the cache, and no network.
+
+    >>> bundle = load_data("digits")
+    >>> bundle.split_sizes
+    {'train': 1293, 'validation': 144, 'test': 360}
+    >>> bundle.train[0]["pixel_values"].shape
+    torch.Size([3, 16, 16])
+    """
+    _check_arguments(
+        validation_fraction=validation_fraction,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        interpolation=interpolation,
+        augmentation=augmentation,
+        limits={"max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples},
+    )
+    source = open_source(dataset, dataset_config, cache_dir)
+    preset = source.preset
+    train_name, validation_name, test_name = choose_splits(
+        list(source.splits),
+        train_split or (preset.train_split if preset else None),
+        validation_split,
+        test_split or (preset.test_split if preset else None),
+    )
+    used = {name: source.splits[name] for name in (train_name, validation_name, test_name) if name is not None}
+    for name, table in used.items():
+        if len(table) == 0:
+            raise ValueError(f"split '{name}' of dataset={dataset!r} is empty; name another or fill it")
+    known = preset or match_preset(used[train_name].features)
+    if known is not None:
+        image_column, label_column = image_column or known.image_column, label_column or known.label_column
+    image_column, label_column = choose_columns(used, image_column, label_column)
+    label_names, labels = read_labels(used, label_column)
+
+    _check_classes(labels[train_name], label_names, f"split '{train_name}' of dataset={dataset!r}")
+    parts = _divide(labels, label_names, train_name, validation_name, test_name, validation_fraction, seed)
+    for role, limit in (("train", max_train_samples), ("validation", max_eval_samples), ("test", max_eval_samples)):
+        split, rows = parts[role]
+        parts[role] = split, cap(rows, labels[split], limit, TEST_SEED if role == "test" else seed)
+    kept = labels[train_name][parts["train"][1]]
+    _check_classes(kept, label_names, f"the training part under max_train_samples={max_train_samples}")
+    if absent := [name for label, name in enumerate(label_names) if label not in set(kept.tolist())]:
+        logger.warning("No training image of %d of the %d classes: %s.", len(absent), len(label_names), absent[:10])
+
+    images = {split: ImageRows(table, image_column, split) for split, table in used.items()}
+    native_size = preset.image_size if preset else _native_size(images[train_name], parts["train"][1])
+    if known is not None and native_size != known.image_size:
+        known = None  # a preset's columns, but other images
+    pixel_format = PixelFormat(
+        image_size=image_size or native_size,
+        mean=_channels(mean, known.mean if known else IMAGENET_DEFAULT_MEAN),
+        std=_channels(std, known.std if known else IMAGENET_DEFAULT_STD),
+        interpolation=interpolation,
+    )
+    flip = known is None or known.horizontal_flip
+    if augmentation == "auto":
+        small = pixel_format.image_size <= CROP_UP_TO_SIZE
+        augmentation = "timm" if not small else "crop_flip" if flip else "crop"
+
+    built, skipped = {}, {}
+    for role, (split, rows) in parts.items():
+        built[role] = build_split(
+            images[split],
+            rows,
+            labels[split][rows],
+            pixel_format,
+            augmentation=augmentation if role == "train" else "none",
+            horizontal_flip=flip,
+            skip_bad_images=skip_bad_images,
+        )
+        skipped[role] = len(rows) - len(built[role])
+        if len(built[role]) == 0:
+            raise ValueError(f"split '{split}' of dataset={dataset!r}: not one {role} image can be read")
+    _check_classes(built["train"].labels.numpy(), label_names, "the training part without its unreadable images")
+    bundle = DataBundle(
+        name=source.name,
+        source=source.origin,
+        label_names=label_names,
+        image_size=pixel_format.image_size,
+        mean=pixel_format.mean,
+        std=pixel_format.std,
+        interpolation=interpolation,
+        augmentation=augmentation,
+        train=built["train"],
+        validation=built["validation"],
+        test=built["test"],
+        skipped=skipped,
+    )
+    logger.info("%s: %s images, %d classes.", source.name, bundle.split_sizes, len(label_names))
+    return bundle
+
+
+def _check_arguments(
+    *,
+    validation_fraction: float,
+    image_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    interpolation: str,
+    augmentation: str,
+    limits: dict[str, int | None],
+) -> None:
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction}: legal are numbers between 0 and 1, such as 0.1")
+    if image_size is not None and not (_is_int(image_size) and image_size >= MIN_IMAGE_SIZE):
+        raise ValueError(f"image_size={image_size!r}: legal are whole numbers of pixels from {MIN_IMAGE_SIZE}")
+    for name, value in (("mean", mean), ("std", std)):
+        low = 0 if name == "mean" else 1e-6
+        if value is not None and not (len(value) == 3 and all(math.isfinite(x) and low <= x <= 1 for x in value)):
+            raise ValueError(
+                f"{name}={value!r}: legal are three numbers, one a channel, of pixel values scaled to [0, 1]"
+                + (", none of them 0" if name == "std" else "")
+            )
+    for name, choice, legal in (
+        ("interpolation", interpolation, INTERPOLATIONS),
+        ("augmentation", augmentation, AUGMENTATIONS),
+    ):
+        if choice not in legal:
+            raise ValueError(f"{name}={choice!r}: legal are {', '.join(legal)}")
+    for name, limit in limits.items():
+        if limit is not None and not (_is_int(limit) and limit >= 1):
+            raise ValueError(f"{name}={limit!r}: legal are whole numbers from 1, or None for all images")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_classes(labels: np.ndarray, label_names: Sequence[str], where: str) -> None:
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise ValueError(
+            f"{where} has images of {len(present)} class(es) ({', '.join(label_names[label] for label in present)}), "
+            "and a classifier needs two or more. Check label_column, the splits and the limits on samples."
+        )
+
+
+def _divide(
+    labels: dict[str, np.ndarray],
+    label_names: Sequence[str],
+    train: str,
+    validation: str | None,
+    test: str | None,
+    fraction: float,
+    seed: int,
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Role → (source split, its rows); what has no split of its own is held out of train."""
+    everything = {split: np.arange(len(values)) for split, values in labels.items()}
+    stay = everything[train]
+    if test is None:
+        stay, test_rows = hold_out(stay, labels[train], fraction, TEST_SEED, label_names)
+        logger.info(
+            "No test split: %d of the %d images of '%s' are held out.", len(test_rows), len(labels[train]), train
+        )
+    if validation is None:
+        stay, validation_rows = hold_out(stay, labels[train], fraction, seed, label_names)
+    return {
+        "train": (train, stay),
+        "validation": (train, validation_rows) if validation is None else (validation, everything[validation]),
+        "test": (train, test_rows) if test is None else (test, everything[test]),
+    }
+
+
+def _native_size(images: ImageRows, rows: np.ndarray) -> int:
+    """The usual short side of the images where they are small, else `DEFAULT_IMAGE_SIZE`."""
+    probed = rows[np.linspace(0, len(rows) - 1, min(len(rows), _PROBED_IMAGES)).astype(int)].tolist()
+    sides = [min(image.size) for image in images.read(probed) if not isinstance(image, Exception)]
+    side = int(np.median(sides)) if sides else DEFAULT_IMAGE_SIZE
+    return max(side, MIN_IMAGE_SIZE) if side <= NATIVE_UP_TO_SIZE else DEFAULT_IMAGE_SIZE
+
+
+def _channels(given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in (default if given is None else given))
+    return red, green, blue

@@ -1,0 +1,265 @@
+"""Where images come from: presets, local folders and Hub repositories, opened as tables by split."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from rts_hf.splits import SPLIT_NAMES
+
+logger = logging.getLogger(__name__)
+
+# The digits' test part, and that of data sets without one, is the same whatever the run's own seed.
+TEST_SEED = 0
+DIGITS_TEST_FRACTION = 0.2
+
+_TABLE_SUFFIXES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip"}
+_METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class DatasetPreset:
+    """What is known of a data set by name.
+
+    Args:
+        name: what `load_data` is asked for.
+        hub_id: its repository on the Hub; None is embedded in scikit-learn.
+        image_column: column of the images.
+        label_column: column of the classes.
+        train_split: split to train on.
+        test_split: split with labels that is read once, at the end.
+        mean: per channel, of all training pixels in [0, 1].
+        std: per channel, of all training pixels in [0, 1].
+        image_size: side in pixels to train at.
+        horizontal_flip: whether a mirrored image is of the same class.
+        num_classes: classes of `label_column`.
+        other_columns: further columns of the repository.
+    """
+
+    name: str
+    hub_id: str | None
+    image_column: str
+    label_column: str
+    train_split: str
+    test_split: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    horizontal_flip: bool
+    num_classes: int
+    other_columns: tuple[str, ...] = ()
+
+
+def _presets(*presets: DatasetPreset) -> Mapping[str, DatasetPreset]:
+    return MappingProxyType({preset.name: preset for preset in presets})
+
+
+PRESETS = _presets(
+    DatasetPreset(
+        *("digits", None, "image", "label", "train", "test"),
+        mean=(0.3054, 0.3054, 0.3054),
+        std=(0.3760, 0.3760, 0.3760),
+        image_size=16,
+        horizontal_flip=False,
+        num_classes=10,
+    ),
+    DatasetPreset(
+        *("cifar10", "uoft-cs/cifar10", "img", "label", "train", "test"),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        image_size=32,
+        horizontal_flip=True,
+        num_classes=10,
+    ),
+    DatasetPreset(
+        *("cifar100", "uoft-cs/cifar100", "img", "fine_label", "train", "test"),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        image_size=32,
+        horizontal_flip=True,
+        num_classes=100,
+        other_columns=("coarse_label",),
+    ),
+    # The repository has no test split; accuracies on Tiny ImageNet are those of its `valid` split.
+    DatasetPreset(
+        *("tiny_imagenet", "zh-plus/tiny-imagenet", "image", "label", "train", "valid"),
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2770, 0.2691, 0.2821),
+        image_size=64,
+        horizontal_flip=True,
+        num_classes=200,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened data set.
+
+    Args:
+        name: preset, folder or repository name, without owner or path.
+        origin: "embedded", the Hub id, or the folder's own name.
+        splits: `datasets.Dataset` by split name.
+        preset: the preset asked for, if one was.
+    """
+
+    name: str
+    origin: str
+    splits: Mapping[str, Any]
+    preset: DatasetPreset | None
+
+
+def open_source(dataset: str, config: str | None = None, cache_dir: str | None = None) -> Source:
+    """The splits of a preset, a local folder or a Hub repository. No image is decoded.
+
+    Args:
+        dataset: a key of `PRESETS`, an existing folder (class sub-folders with or without split folders above
+            them, parquet files, or the output of `save_to_disk`), else a Hub id.
+        config: configuration of a data set that has several.
+        cache_dir: where `datasets` keeps what it downloads and converts.
+
+    Raises:
+        ValueError: no such folder or repository, or one that cannot be read as a data set.
+        ConnectionError: a Hub id that is not in the cache, and no network.
+    """
+    preset = PRESETS.get(dataset)
+    folder = Path(dataset).expanduser()
+    if preset is None and dataset and folder.is_dir():
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", dataset):
+            logger.warning("dataset=%r is a local folder: it is read, the Hub is not asked for that id.", dataset)
+        name = folder.resolve().name
+        return Source(name, name, _open_folder(dataset, folder, config, cache_dir), None)
+    if preset is None:
+        preset = next((known for known in PRESETS.values() if known.hub_id == dataset), None)
+    hub_id = dataset if preset is None else preset.hub_id
+    if hub_id is None:
+        if config is not None:
+            raise ValueError(f"dataset_config={config!r}: '{dataset}' has no configurations; leave it unset")
+        return Source(dataset, "embedded", _digits(), preset)
+    if preset is None and (folder.is_file() or dataset.startswith((".", "~", os.sep)) or dataset.count("/") != 1):
+        kind = "is a file; give the folder that holds it" if folder.is_file() else "is neither a folder nor a Hub id"
+        raise ValueError(
+            f"dataset={dataset!r} {kind}. Legal: {', '.join(PRESETS)}, a local folder, or a Hub id like 'owner/name'."
+        )
+    if preset is not None and Path(hub_id).is_dir():
+        logger.warning("A local folder is named %r: it is read in place of the Hub's data set.", hub_id)
+    return Source(
+        hub_id.split("/")[-1] if preset is None else preset.name,
+        hub_id,
+        _load(dataset, hub_id, config, cache_dir),
+        preset,
+    )
+
+
+def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **options: Any) -> Mapping[str, Any]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, name=config, cache_dir=cache_dir, **options)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"dataset={dataset!r} is no folder here, is not in the cache, and the Hub cannot be reached: {error}. "
+            "Connect once to fill the cache (unset HF_HUB_OFFLINE if it is set), give a local folder, "
+            "or use dataset='digits', which needs no network."
+        ) from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        # What `datasets` says of a split without rows names neither the trouble nor the remedy.
+        empty = " (the split is empty: fill or remove it)" if "corresponds to no data" in str(error) else ""
+        raise ValueError(
+            f"dataset={dataset!r} with dataset_config={config!r} could not be loaded: {error}{empty}"
+        ) from error
+
+
+def _open_folder(dataset: str, folder: Path, config: str | None, cache_dir: str | None) -> Mapping[str, Any]:
+    import datasets
+
+    saved_splits = (folder / "dataset_dict.json").is_file()
+    if saved_splits or (folder / "state.json").is_file():
+        if config is not None:
+            raise ValueError(f"dataset_config={config!r}: a folder from save_to_disk has no configurations")
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except (OSError, ValueError, IndexError) as error:  # IndexError: a split without rows
+            raise ValueError(
+                f"dataset={dataset!r}: what save_to_disk left there cannot be read ({error}); a file is missing, or "
+                "a split is empty. Save it again, without empty splits."
+            ) from error
+        return saved if saved_splits else {"train": saved}
+    if config is None and _holds_images(folder):
+        return _load(dataset, "imagefolder", None, cache_dir, data_dir=str(folder), data_files=_image_splits(folder))
+    return _load(dataset, str(folder), config, cache_dir)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether the folder is a tree of image files, judged by the first file that tells."""
+    readme = folder / "README.md"
+    if readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith("---"):
+        return False  # its header tells `datasets` what to read
+    image_suffixes = PIL.Image.registered_extensions()
+    for _, _, names in os.walk(folder, followlinks=True):
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if suffix in _TABLE_SUFFIXES and name not in _METADATA_FILES:
+                return False
+            if suffix in image_suffixes:
+                return True
+    return False
+
+
+def _image_splits(folder: Path) -> dict[str, str]:
+    """Split name → files. Left to itself `datasets` finds splits by words in any part of a path: of the classes
+    "car" and "bullet train" it would load the second alone, as a split."""
+    parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    splits = [
+        part.name
+        for part in parts
+        # A class may be called "train"; a split folder holds class folders or a table of labels.
+        if any(part.name.lower() in names for names in SPLIT_NAMES)
+        and any(path.is_dir() or path.name in _METADATA_FILES for path in part.iterdir())
+    ]
+    if not splits:
+        return {"train": "**"}
+    if ignored := [part.name for part in parts if part.name not in splits]:
+        logger.warning("Folder '%s' has the splits %s; not read: %s.", folder.name, splits, ignored)
+    return {name.lower(): f"{name}/**" for name in splits}
+
+
+def _digits() -> Mapping[str, Any]:
+    """scikit-learn's 8×8 scans of digits, grey 0..16 stretched to 0..255, with a stratified test split."""
+    import datasets
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    scans = load_digits()
+    pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
+    train, test = train_test_split(
+        np.arange(len(pixels)), test_size=DIGITS_TEST_FRACTION, random_state=TEST_SEED, stratify=scans.target
+    )
+    names = [str(digit) for digit in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return {
+        split: datasets.Dataset.from_dict(
+            {"image": [PIL.Image.fromarray(pixels[row]) for row in rows], "label": scans.target[rows]}, features
+        )
+        for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
+    }
+
+
+def match_preset(features: Mapping[str, Any]) -> DatasetPreset | None:
+    """The preset whose repository has exactly these columns and this number of classes."""
+    for preset in PRESETS.values():
+        columns = {preset.image_column, preset.label_column, *preset.other_columns}
+        if preset.hub_id is None or set(features) != columns:
+            continue
+        if getattr(features[preset.label_column], "num_classes", None) == preset.num_classes:
+            return preset
+    return None

@@ -1,0 +1,147 @@
+"""Train, validation and test: which split serves as which, and stratified parts held out of one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+# Names of one and the same split, the one `datasets` puts for the others first.
+SPLIT_NAMES = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
+
+
+def choose_splits(
+    existing: Collection[str],
+    train: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+) -> tuple[str, str | None, str | None]:
+    """Which of the existing splits trains, validates and tests; None is to be held out of train.
+
+    A split that is named must exist, under this or a like name (`valid` finds `validation`). Unnamed, train and test
+    are found by their usual names. A validation split beside a test split validates; alone it is the test split, as
+    in ImageNet and its likes, and validation is held out of train.
+
+    Args:
+        existing: the names there are.
+        train: the split asked for, None to find it.
+        validation: likewise.
+        test: likewise.
+
+    Raises:
+        ValueError: a split does not exist, or one is to serve twice.
+
+    >>> choose_splits(["train", "test"])
+    ('train', None, 'test')
+    >>> choose_splits(["train", "validation"])
+    ('train', None, 'validation')
+    >>> choose_splits(["train", "validation", "test"])
+    ('train', 'validation', 'test')
+    """
+    asked = {"train_split": train, "validation_split": validation, "test_split": test}
+    found = {argument: _find(existing, name) for argument, name in asked.items() if name is not None}
+    for argument, split in found.items():
+        if split is None:
+            raise ValueError(
+                f"{argument}={asked[argument]!r} does not exist; the splits there: {', '.join(existing)}. "
+                f"Set {argument} to one of them."
+            )
+    chosen = {argument: split for argument, split in found.items() if split is not None}
+    if len(set(chosen.values())) < len(chosen):
+        raise ValueError(
+            f"{', '.join(f'{argument}={split!r}' for argument, split in chosen.items())}: a split may serve once, "
+            f"or validation and test would not be held out. The splits there: {', '.join(existing)}."
+        )
+    free = [split for split in existing if split not in chosen.values()]
+    train_split = chosen.get("train_split") or _find(free, "train")
+    if train_split is None:
+        raise ValueError(
+            f"train_split is not set and there is no split 'train'; the splits there: {', '.join(existing)}. "
+            "Set train_split to one of them."
+        )
+    validation_split, test_split = chosen.get("validation_split"), chosen.get("test_split")
+    test_split = test_split or _find(free, "test")
+    if test_split is not None:
+        validation_split = validation_split or _find([name for name in free if name != test_split], "validation")
+    else:
+        test_split = _find(free, "validation")
+        if test_split is not None:
+            logger.info("No test split: '%s' is read as the test split.", test_split)
+    return train_split, validation_split, test_split
+
+
+def _find(existing: Collection[str], name: str) -> str | None:
+    """The split called `name`, else the only one with a name that means the same."""
+    if name in existing:
+        return name
+    alike = next((names for names in SPLIT_NAMES if name in names), ())
+    candidates = [split for split in existing if split in alike]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def hold_out(
+    rows: np.ndarray, labels: np.ndarray, fraction: float, seed: int, label_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stay and rows held out, both in ascending order, each class in proportion.
+
+    Args:
+        rows: int64 `(N,)`.
+        labels: int64, the label of every row of the table `rows` points into.
+        fraction: held out of each class, in (0, 1).
+        seed: of the draw.
+        label_names: for messages.
+
+    Raises:
+        ValueError: a class too small to be in both parts, or parts smaller than the number of classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    classes, counts = np.unique(labels[rows], return_counts=True)
+    if single := [label_names[label] for label in classes[counts < 2]]:
+        raise ValueError(
+            f"cannot hold out a stratified part: {len(single)} class(es) have a single training image: "
+            f"{', '.join(single[:10])}. Add images or drop these classes, or name an existing split with "
+            "validation_split and test_split."
+        )
+    held = math.ceil(fraction * len(rows))
+    if not len(classes) <= held <= len(rows) - len(classes):
+        raise ValueError(
+            f"validation_fraction={fraction}: of {len(rows)} training images {held} would be held out and "
+            f"{len(rows) - held} stay; each part needs one image for each of the {len(classes)} classes. Legal here: "
+            f"about {len(classes) / len(rows):.3g} to {1 - len(classes) / len(rows):.3g}; or name an existing split "
+            "with validation_split and test_split."
+        )
+    stay, out = train_test_split(rows, test_size=held, random_state=seed, stratify=labels[rows])
+    if gone := sorted(set(classes) - set(labels[stay])):
+        raise ValueError(
+            f"validation_fraction={fraction} leaves no training image of {len(gone)} class(es): "
+            f"{', '.join(label_names[label] for label in gone[:10])}. Set a smaller one."
+        )
+    return np.sort(stay), np.sort(out)
+
+
+def cap(rows: np.ndarray, labels: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
+    """At most `limit` rows in ascending order, drawn at random with each class in proportion.
+
+    Args:
+        rows: int64 `(N,)`.
+        labels: int64, the label of every row of the table `rows` points into.
+        limit: at least 1; None keeps all.
+        seed: of the draw.
+
+    >>> cap(np.arange(8), np.array([0, 0, 0, 0, 0, 0, 1, 1]), 4, seed=0).shape
+    (4,)
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    # The k-th of a class's n images stands at (k + 1/2)/n: any prefix of that order holds each class in proportion.
+    place = np.empty(len(rows))
+    for label in np.unique(labels[rows]):
+        members = np.flatnonzero(labels[shuffled] == label)
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])

@@ -1,0 +1,107 @@
+"""Tiny data sets on disk with the columns, features and file names of the presets' repositories."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+
+from rts_hf.sources import PRESETS
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+# (columns in the repository's order, {label column: class names})
+SCHEMAS: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "cifar10": ("img", {"label": CIFAR10_CLASSES}),
+    "cifar100": (
+        "img",
+        {"fine_label": [f"fine_{i}" for i in range(100)], "coarse_label": [f"coarse_{i}" for i in range(20)]},
+    ),
+    "tiny_imagenet": ("image", {"label": [f"n{i:08d}" for i in range(200)]}),
+}
+
+
+def picture(label: int, number: int, size: int | tuple[int, int] = 32, mode: str = "RGB") -> PIL.Image.Image:
+    """A flat picture whose colour says which it is: red the label, green and blue the number."""
+    shape = (size, size) if isinstance(size, int) else size
+    return PIL.Image.new("RGB", shape, (label, number % 256, number // 256)).convert(mode)
+
+
+def noise(seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> PIL.Image.Image:
+    """A picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    rgba = PIL.Image.fromarray(pixels)
+    return rgba.convert(mode if mode in ("RGBA", "RGB", "L", "LA") else "RGB").convert(mode)
+
+
+def png(image: PIL.Image.Image) -> bytes:
+    """The picture as a PNG file's content."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(labels: list[Any], feature: Any, *, size: int = 32, first_number: int = 0, **columns: str) -> Any:
+    """A `datasets.Dataset` of numbered flat pictures with one label column."""
+    image, label = columns.get("image", "image"), columns.get("label", "label")
+    pictures = [picture(hash_label(value), first_number + i, size) for i, value in enumerate(labels)]
+    features = datasets.Features({image: datasets.Image(), label: feature})
+    return datasets.Dataset.from_dict({image: pictures, label: labels}, features)
+
+
+def hash_label(value: Any) -> int:
+    """A colour for any label."""
+    return value if isinstance(value, int) and 0 <= value < 256 else len(str(value))
+
+
+def preset_table(name: str, per_class: int, first_number: int = 0) -> Any:
+    """A `datasets.Dataset` with the schema of a preset, classes in turn."""
+    image_column, label_columns = SCHEMAS[name]
+    preset = PRESETS[name]
+    count = per_class * len(label_columns[preset.label_column])
+    data: dict[str, list[Any]] = {image_column: [], **{column: [] for column in label_columns}}
+    for i in range(count):
+        for column, names in label_columns.items():
+            data[column].append(i % len(names))
+        data[image_column].append(picture(data[preset.label_column][-1], first_number + i, preset.image_size))
+    features: dict[str, Any] = {image_column: datasets.Image()}
+    features |= {column: datasets.ClassLabel(names=names) for column, names in label_columns.items()}
+    return datasets.Dataset.from_dict(data, datasets.Features(features))
+
+
+def write_preset(folder: Path, name: str, per_class: int = 4, test_per_class: int = 1) -> Path:
+    """A folder laid out like the repository of a preset: parquet files with the exact schema."""
+    preset = PRESETS[name]
+    (folder / "data").mkdir(parents=True)
+    train = preset_table(name, per_class)
+    test = preset_table(name, test_per_class, first_number=len(train))
+    for split, part in ((preset.train_split, train), (preset.test_split, test)):
+        part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def write_images(folder: Path, classes: dict[str, list[PIL.Image.Image]]) -> Path:
+    """A folder of class sub-folders."""
+    for name, pictures in classes.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(pictures):
+            image.save(folder / name / f"{i:03d}.png")
+    return folder
+
+
+def redirect_hub(monkeypatch: pytest.MonkeyPatch, hub_id: str, folder: Path) -> list[str]:
+    """Let `datasets.load_dataset` find a folder under a Hub id; returns the list of ids it was asked for."""
+    asked: list[str] = []
+    load = datasets.load_dataset
+
+    def load_dataset(path: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(path)
+        return load(str(folder) if path == hub_id else path, *args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked

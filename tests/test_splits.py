@@ -1,0 +1,110 @@
+"""Which split serves as which; parts held out stay disjoint and in proportion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rts_hf.splits import cap, choose_splits, hold_out
+
+NAMES = ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("existing", "asked", "expected"),
+    [
+        (["train", "test"], {}, ("train", None, "test")),
+        (["train"], {}, ("train", None, None)),
+        (["train", "validation"], {}, ("train", None, "validation")),
+        (["train", "valid"], {}, ("train", None, "valid")),
+        (["train", "validation", "test"], {}, ("train", "validation", "test")),
+        (["train", "val", "test"], {}, ("train", "val", "test")),
+        (["training", "testing"], {}, ("training", None, "testing")),
+        (["train", "validation"], {"validation": "validation"}, ("train", "validation", None)),
+        (["train", "validation"], {"validation": "valid"}, ("train", "validation", None)),
+        (["train", "validation"], {"test": "valid"}, ("train", None, "validation")),
+        (["train", "validation", "test"], {"validation": "test"}, ("train", "test", "validation")),
+        (["train", "validation", "test"], {"test": "validation"}, ("train", None, "validation")),
+        (["train", "test", "extra"], {"train": "extra"}, ("extra", None, "test")),
+        (["a", "b", "c"], {"train": "b", "validation": "a", "test": "c"}, ("b", "a", "c")),
+        (["train", "valid", "dev", "test"], {}, ("train", None, "test")),
+    ],
+)
+def test_choice_of_splits(
+    existing: list[str], asked: dict[str, str], expected: tuple[str, str | None, str | None]
+) -> None:
+    assert choose_splits(existing, **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("existing", "asked", "message"),
+    [
+        (["train", "test"], {"train": "tarin"}, r"train_split='tarin' does not exist.*: train, test\."),
+        (["train", "test"], {"validation": "valid"}, r"validation_split='valid' does not exist.*: train, test\."),
+        (["train", "test"], {"test": "eval2"}, r"test_split='eval2' does not exist.*: train, test\."),
+        (["train", "valid", "dev"], {"test": "val"}, r"test_split='val' does not exist.*: train, valid, dev\."),
+        (["full"], {}, r"train_split is not set.*: full\."),
+        (["train", "test"], {"validation": "test", "test": "test"}, r"validation_split='test', test_split='test'"),
+        (["train", "test"], {"train": "train", "validation": "train"}, r"may serve once"),
+    ],
+)
+def test_splits_that_cannot_be(existing: list[str], asked: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_splits(existing, **asked)
+
+
+def test_held_out_part_is_disjoint_stratified_and_seeded() -> None:
+    labels = np.repeat([0, 1, 2], [100, 60, 40])
+    rows = np.arange(200)
+    stay, out = hold_out(rows, labels, 0.1, 7, NAMES)
+    assert sorted([*stay, *out]) == rows.tolist()
+    assert np.bincount(labels[out]).tolist() == [10, 6, 4]
+    assert (np.diff(out) > 0).all()
+    assert (np.diff(stay) > 0).all()
+    again = hold_out(rows, labels, 0.1, 7, NAMES)
+    assert np.array_equal(again[1], out)
+    assert not np.array_equal(hold_out(rows, labels, 0.1, 8, NAMES)[1], out)
+
+
+def test_held_out_rows_come_from_the_rows_given() -> None:
+    labels = np.tile([0, 1], 50)
+    rows = np.arange(10, 50)
+    stay, out = hold_out(rows, labels, 0.25, 0, NAMES)
+    assert sorted([*stay, *out]) == rows.tolist()
+    assert np.bincount(labels[out]).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction", "message"),
+    [
+        ([20, 1, 1], 0.2, r"2 class\(es\) have a single training image: dog, owl"),
+        ([10, 10, 10], 0.05, r"validation_fraction=0.05: of 30 training images 2 would be held out.*3 classes"),
+        ([10, 10, 10], 0.95, r"validation_fraction=0.95: of 30 training images 29 would"),
+        ([20, 20, 2], 0.9, r"validation_fraction=0.9 leaves no training image of 1 class\(es\): owl"),
+    ],
+)
+def test_parts_too_small_to_stratify(counts: list[int], fraction: float, message: str) -> None:
+    labels = np.repeat([0, 1, 2], counts)
+    with pytest.raises(ValueError, match=message):
+        hold_out(np.arange(len(labels)), labels, fraction, 0, NAMES)
+
+
+def test_class_without_images_does_not_hinder_holding_out() -> None:
+    labels = np.repeat([0, 2], 10)
+    _, out = hold_out(np.arange(20), labels, 0.2, 0, NAMES)
+    assert np.bincount(labels[out]).tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(50, [25, 15, 10]), (20, [10, 6, 4]), (3, [1, 1, 1]), (1, None), (200, None), (None, None)]
+)
+def test_cap_keeps_classes_in_proportion(limit: int | None, expected: list[int] | None) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [50, 30, 20]))
+    rows = np.arange(100)
+    kept = cap(rows, labels, limit, 3)
+    assert len(set(kept)) == len(kept) == min(limit or 100, 100)
+    assert (np.diff(kept) > 0).all()
+    if expected is not None:
+        assert np.bincount(labels[kept]).tolist() == expected
+        assert np.array_equal(cap(rows, labels, limit, 3), kept)
+        assert not np.array_equal(cap(rows, labels, limit, 4), kept)
