@@ -192,7 +192,13 @@ class RTSTrainingArguments(TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
 
-    # Defaults of TrainingArguments that suit image classifiers better
+    # Texts and defaults of TrainingArguments that suit image classifiers better
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Run folder. Default: the first free one of runs/<dataset>-<model>-<opt>."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Go on with the run in output_dir: 'last', or a checkpoint's folder."}
+    )
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Peak learning rate. Default: 0.1 for optimizers without betas, 0.001 for those with."},

@@ -16,9 +16,11 @@ from rts_hf import RTSPUGD, FixedSwitch, GradientVarianceSwitch, RTSTrainer
 RTS = {"radius": "cosine_annealing", "radius_beta_max": 0.5, "scale": "sine_heating", "scale_beta_max": 0.7}
 
 
-def by_hand(model: Any, data: Images, accumulation: int, epochs: int, switch_at: int, batch: int = 4) -> list[Any]:
+def by_hand(
+    folder: Path, model: Any, data: Images, accumulation: int, epochs: int, switch_at: int, batch: int = 4
+) -> list[Any]:
     """Train as the Trainer should: the same order of batches, windows of micro-batches, the shorter one at the end."""
-    order = order_of_batches(data, batch, epochs)
+    order = order_of_batches(folder, data, batch, epochs)
     windows = [epoch[i : i + accumulation] for epoch in order for i in range(0, len(epoch), accumulation)]
     optimizer = create_optimizer_v2(
         model.timm_model, opt="rts_pugd", lr=0.05, weight_decay=5e-4, switch=FixedSwitch(switch_at), **RTS
@@ -49,7 +51,7 @@ def by_hand(model: Any, data: Images, accumulation: int, epochs: int, switch_at:
     return losses
 
 
-def order_of_batches(data: Images, batch: int, epochs: int, seed: int = 3) -> list[list[list[int]]]:
+def order_of_batches(folder: Path, data: Images, batch: int, epochs: int, seed: int = 3) -> list[list[list[int]]]:
     """Ask the plain Trainer's own data loader in which order it would serve the images."""
 
     class Numbered(Images):
@@ -67,7 +69,7 @@ def order_of_batches(data: Images, batch: int, epochs: int, seed: int = 3) -> li
             return torch.zeros(())
 
     args = TrainingArguments(
-        output_dir="unused", per_device_train_batch_size=batch, num_train_epochs=epochs, seed=seed, use_cpu=True,
+        output_dir=str(folder), per_device_train_batch_size=batch, num_train_epochs=epochs, seed=seed, use_cpu=True,
         save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -87,7 +89,7 @@ def test_equals_a_loop_by_hand_bit_for_bit(tmp_path: Path, switch_at: int, accum
     )  # fmt: skip
     trainer.train()
     model = make_model()
-    losses = by_hand(model, data, accumulation, epochs=2, switch_at=switch_at)
+    losses = by_hand(tmp_path, model, data, accumulation, epochs=2, switch_at=switch_at)
     logs = training_logs(trainer)
     assert len(logs) == len(losses) == (14 if accumulation == 1 else 6)
     for entry, (first, second) in zip(logs, losses, strict=True):
@@ -130,7 +132,7 @@ def test_training_accuracy_is_that_of_the_first_pass(tmp_path: Path) -> None:
     trainer.add_callback(Watch())
     trainer.train()
     data, right = Images(), 0
-    for model, rows in zip(seen, order_of_batches(data, 4, 1)[0], strict=True):
+    for model, rows in zip(seen, order_of_batches(tmp_path, data, 4, 1)[0], strict=True):
         right += (model(data.pixels[rows]).logits.argmax(-1) == data.labels[rows]).sum().item()
     assert training_logs(trainer)[0]["accuracy"] == pytest.approx(right / len(data))
 
@@ -155,7 +157,7 @@ def test_batchnorm_statistics_come_from_the_first_pass_only(tmp_path: Path, firs
         tmp_path, model, batchnorm_first_pass_only=first_only, switch="fixed", switch_at="0", max_steps=1
     )
     trainer.train()
-    rows = order_of_batches(Images(), 4, 1)[0][0]
+    rows = order_of_batches(tmp_path, Images(), 4, 1)[0][0]
     reference.train()(Images().pixels[rows])
     norms = [(name, module) for name, module in model.named_modules() if hasattr(module, "running_mean")]
     assert norms

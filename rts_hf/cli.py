@@ -1,0 +1,132 @@
+"""The training command's arguments, from a command line or a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
+
+_READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
+# Arguments of transformers' Trainer that people who train classifiers ask for; --help_all shows the others.
+_USUAL = frozenset(
+    {
+        "output_dir",
+        "max_steps",
+        "gradient_accumulation_steps",
+        "warmup_steps",
+        "label_smoothing_factor",
+        "seed",
+        "bf16",
+        "fp16",
+        "dataloader_num_workers",
+        "resume_from_checkpoint",
+        "torch_compile",
+        "push_to_hub",
+        "hub_model_id",
+        "use_cpu",
+    }
+)
+
+
+def parse_arguments(
+    words: Sequence[str], description: str | None = None
+) -> tuple[ModelArguments, DataArguments, RTSTrainingArguments]:
+    """Return the arguments that a command line gives; it may begin with a YAML or JSON file of settings.
+
+    Without ``output_dir``, the run goes to the first free folder of ``runs/<dataset>-<model>-<opt>``, ``...-2``, ...
+
+    >>> model, data, training = parse_arguments(["--opt", "sam", "--dataset", "cifar10", "--output_dir", "out"])
+    >>> (training.opt, data.dataset, training.output_dir)
+    ('sam', 'cifar10', 'out')
+
+    Args:
+        words: The command line, without the program's name.
+        description: Shown above the arguments by ``--help``.
+
+    Raises:
+        ValueError: For arguments that are unknown, contradict each other or lie outside their range.
+    """
+    types: list[Any] = [ModelArguments, DataArguments, RTSTrainingArguments]
+    parser = HfArgumentParser(
+        types, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, usage="%(prog)s [arguments]"
+    )
+    parser.add_argument("--help_all", action="help", help="Show the other arguments of transformers' Trainer too.")
+    if "--help_all" not in words:
+        _hide_unusual(parser)
+    _group_optimizer(parser)
+    words = list(words)
+    if words and Path(words[0]).suffix in _READERS:
+        _take_defaults(parser, Path(words.pop(0)))
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=words, return_remaining_strings=True, look_for_args_file=False
+    )
+    _refuse_unknown(parser, [word for word in unknown if word.startswith("--")] or unknown, "argument")
+    model_args, data_args, training_args = parsed
+    return model_args, data_args, training_args
+
+
+def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Make a file's settings the defaults, so that the rest of the command line goes before them."""
+    try:
+        settings = _READERS[path.suffix](path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"settings file {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings file {str(path)!r} must hold names and values, as in 'opt: rts_pugd'.")
+    known = {action.dest for action in parser._actions}
+    _refuse_unknown(parser, [f"--{name}" for name in settings if name not in known], f"setting in {path}")
+    parser.set_defaults(**settings)
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str], kind: str) -> None:
+    if not words:
+        return
+    known = [option for action in parser._actions for option in action.option_strings]
+    near = get_close_matches(words[0].split("=")[0], known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"unknown {kind} {words[0]}{hint} --help lists what there is.")
+
+
+def _group_optimizer(parser: argparse.ArgumentParser) -> None:
+    """Show the optimizer's own arguments in a group of their own, before the Trainer's."""
+    own = set(RTSTrainingArguments.__annotations__) - {f.name for f in fields(TrainingArguments)}
+    training = next(group for group in parser._action_groups if group.title == "training")
+    optimizer = parser.add_argument_group("optimizer")
+    optimizer._group_actions += [action for action in training._group_actions if action.dest in own]
+    training._group_actions = [action for action in training._group_actions if action.dest not in own]
+    parser._action_groups.remove(optimizer)
+    parser._action_groups.insert(parser._action_groups.index(training), optimizer)
+
+
+def _hide_unusual(parser: argparse.ArgumentParser) -> None:
+    inherited = {f.name for f in fields(TrainingArguments)} - set(RTSTrainingArguments.__annotations__) - _USUAL
+    for action in parser._actions:
+        if action.dest in inherited or any(option.startswith("--no_") for option in action.option_strings):
+            action.help = argparse.SUPPRESS
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling of each argument, and its default where there is one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        option = action.option_strings[0] if action.option_strings else action.dest
+        if action.option_strings == ["-h", "--help"]:
+            option = "-h, --help"
+        if action.choices is not None:
+            return f"{option} {{{','.join(map(str, action.choices))}}}"
+        return option if action.nargs in (0, "?") else f"{option} {action.dest.split('_')[-1].upper()}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = " ".join((action.help or "").split())
+        if action.default in (None, argparse.SUPPRESS, False) or action.help is None:
+            return text
+        return f"{text} (default: %(default)s)"

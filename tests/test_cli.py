@@ -1,0 +1,81 @@
+"""The command line and the settings file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rts_hf.cli import parse_arguments
+
+SETTINGS = {"opt": "sam", "dataset": "cifar10", "radius_beta_max": 0.1, "switch": "fixed", "switch_at": 0.5}
+
+
+@pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])
+def test_a_file_gives_defaults_and_the_command_line_goes_before_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"settings{suffix}"
+    path.write_text(json.dumps(SETTINGS) if suffix == ".json" else yaml.safe_dump(SETTINGS))
+    _, data, training = parse_arguments([str(path), "--output_dir", "out"])
+    assert (training.opt, data.dataset, training.radius_beta_max, training.switch_at) == ("sam", "cifar10", 0.1, 0.5)
+    _, data, training = parse_arguments([str(path), "--output_dir", "out", "--opt", "asam", "--dataset", "digits"])
+    assert (training.opt, data.dataset, training.radius_beta_max) == ("asam", "digits", 0.1)
+
+
+def test_the_command_line() -> None:
+    model, data, training = parse_arguments(
+        ["--model", "resnet18", "--model_args", '{"drop_rate": 0.1}', "--image_size", "32", "--switch_at", "0.5",
+         "--output_dir", "out", "--no_same_dropout", "--bf16", "--use_cpu", "--report_to", "tensorboard"]
+    )  # fmt: skip
+    assert (model.model, model.model_args, data.image_size) == ("resnet18", {"drop_rate": 0.1}, 32)
+    assert (training.switch_at, training.same_dropout, training.bf16) == (0.5, False, True)
+    assert training.report_to == ["tensorboard"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optt", "sgd"], "unknown argument --optt; did you mean --opt"),
+        (["nowhere.yaml"], "settings file 'nowhere.yaml' cannot be read"),
+        (["--model_args", "nonsense"], "model_args='nonsense' is not JSON"),
+        (["stray"], "unknown argument stray"),
+    ],
+)
+def test_bad_words(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*words, "--output_dir", "out"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("radus: constant", "unknown setting in .*radus; did you mean --radius"),
+        ("- a", "names and values"),
+        (": :", "cannot be read"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([str(path)])
+
+
+def test_help_shows_what_people_use_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {}
+    for option in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            parse_arguments([option], description="What it does.")
+        texts[option] = capsys.readouterr().out
+    for argument in (
+        "--opt ",
+        "--radius ",
+        "--switch_gamma ",
+        "--dataset ",
+        "--model ",
+        "--num_train_epochs ",
+        "--seed ",
+    ):
+        assert argument in texts["--help"]
+    assert "--fsdp" not in texts["--help"]
+    assert "--fsdp" in texts["--help_all"]
+    assert len(texts["--help"].splitlines()) < 200
