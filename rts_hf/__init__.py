@@ -14,7 +14,7 @@ from rts_hf.switching import FixedSwitch, GeneralizationGapSwitch, GradientVaria
 
 if TYPE_CHECKING:
     from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
-    from rts_hf.data import load_data
+    from rts_hf.data import collate, load_data
     from rts_hf.models import build_model
     from rts_hf.runs import train
     from rts_hf.trainer import RTSTrainer
@@ -33,6 +33,7 @@ __all__ = [
     "RTSTrainingArguments",
     "RandomState",
     "build_model",
+    "collate",
     "keep_buffers",
     "load_data",
     "train",
@@ -48,6 +49,7 @@ _LATE = {
     "RTSTrainer": "trainer",
     "RTSTrainingArguments": "config",
     "build_model": "models",
+    "collate": "data",
     "load_data": "data",
     "train": "runs",
 }

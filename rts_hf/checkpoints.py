@@ -1,0 +1,164 @@
+"""Weights from a local safetensors file or folder, put into a timm backbone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from rts_hf.backbones import Source, create_backbone, listed
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = "model.safetensors"
+_PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+
+
+class Checkpoint(NamedTuple):
+    """Weights read from a file or folder.
+
+    Args:
+        path: where they were read.
+        weights: tensors by timm's keys, on the CPU.
+        config: the ``config.json`` beside them; empty where there is none.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a ``.safetensors`` file, or the one (sharded or not) of a saved model, checkpoint or run folder.
+
+    Keys may be timm's or those of transformers' wrapper (``timm_model.`` before each). Nothing but safetensors
+    is read, because unpickling a file runs whatever code it holds.
+
+    Raises:
+        ValueError: where there is no such file, it is of another format, or it is damaged.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = _files_in(path)
+    elif not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist: give a .safetensors file or a folder that holds one")
+    elif path.suffix != ".safetensors":
+        raise ValueError(
+            f"checkpoint {path} is no .safetensors file, and other formats may be pickles, which run code when "
+            "loaded: convert its state dict with safetensors.torch.save_file where you trust it"
+        )
+    else:
+        files = [path]
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"checkpoint {file} could not be read as safetensors: {error}") from error
+    weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
+    return Checkpoint(path, weights, read_config(files[0].parent))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a saved model; empty where the folder has none.
+
+    Raises:
+        ValueError: where the file is not a JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, not the JSON object of a saved model")
+    return config
+
+
+def create_from_checkpoint(
+    source: Source, checkpoint: Checkpoint, *, label_names: Sequence[str], arguments: Mapping[str, Any]
+) -> Any:
+    """Build a backbone with a checkpoint's weights, strictly but for the classifier.
+
+    The classifier starts anew where the checkpoint has none or one of another class count, which is logged.
+    timm resamples position and patch embeddings of another image or patch size, as for its own weights.
+
+    Raises:
+        ValueError: where anything else does not fit; the first missing, unexpected and mis-shaped keys are listed.
+    """
+    classes = len(label_names)
+    fresh = create_backbone(source, num_classes=classes, **arguments)
+    expected: dict[str, Tensor] = fresh.state_dict()
+    layers = fresh.pretrained_cfg.get("classifier") or ()
+    prefixes = tuple(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))
+    head = {key: value for key, value in expected.items() if key.startswith(prefixes)}
+
+    weights = dict(checkpoint.weights)
+    counts = {weights[key].shape[0] for key in head if key in weights and weights[key].ndim}
+    if head and counts != {classes}:
+        logger.warning(
+            "checkpoint %s has %s, the data set %d classes: the classifier starts anew",
+            checkpoint.path,
+            " and ".join(f"{count} classes" for count in sorted(counts)) or "no classifier",
+            classes,
+        )
+        weights.update(head)
+    elif (trained_on := checkpoint.config.get("label_names")) and list(trained_on) != list(label_names):
+        logger.warning(
+            "checkpoint %s was trained on the labels %s, the data set has %s: the classifier is kept",
+            checkpoint.path,
+            listed(trained_on),
+            listed(label_names),
+        )
+    # With the state dict as timm's pretrained weights, timm converts and resamples what it can, then loads strictly.
+    overlay = {"state_dict": weights, "num_classes": classes, "label_offset": 0, "custom_load": False}
+    try:
+        backbone = create_backbone(
+            source, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes, **arguments
+        )
+    except ValueError as error:
+        named = checkpoint.config.get("architecture")
+        origin = f", whose config.json names {named}," if named else ""
+        raise ValueError(
+            f"checkpoint {checkpoint.path}{origin} does not fit {source.architecture} with {dict(arguments)}: "
+            f"{_differences(weights, expected) or error}; build the model that it was made with"
+        ) from error
+    backbone.pretrained_cfg.pop("state_dict")  # a second copy of every weight
+    return backbone
+
+
+def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    kinds = {
+        "missing": [key for key in expected if key not in weights],
+        "unexpected": [key for key in weights if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} where the model has {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in weights and weights[key].shape != value.shape
+        ],
+    }
+    return "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    index = folder / f"{_WEIGHTS}.index.json"
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return sorted({folder / shard for shard in shards})
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    hints = ""
+    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
+        hints += f"; {listed(pickles)} may be pickles, which run code when loaded and are not read"
+    if steps := sorted(folder.glob(f"checkpoint-*/{_WEIGHTS}"), key=lambda file: (len(str(file)), file)):
+        hints += f"; {steps[-1].parent} inside it is a checkpoint"
+    raise ValueError(f"checkpoint folder {folder} holds no {_WEIGHTS}{hints}")

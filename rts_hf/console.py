@@ -1,0 +1,118 @@
+"""What a person sees while a run trains, and at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+_HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
+
+
+class ConsoleCallback(TrainerCallback):
+    """A progress bar over the updates, and a row at every evaluation."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._rows = 0
+        self._seen = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._seen = len(state.log_history)
+        self._rows = 0
+        hidden = True if args.disable_tqdm else None  # None: hidden where the output is not a terminal
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit="update", leave=False, disable=hidden, ncols=80
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._bar is None:
+            return
+        new, self._seen = state.log_history[self._seen :], len(state.log_history)
+        training = [entry for entry in new if "loss" in entry]
+        evaluation = next((entry for entry in reversed(new) if "eval_loss" in entry), {})
+        last: Mapping[str, Any] = training[-1] if training else {}
+        phase = {0: "sgd", 1: "pugd"}.get(last.get("phase", -1), "")
+        cells = (
+            f"{_mean(training, 'loss'):12.4f}",
+            f"{_mean(training, 'accuracy'):7.3f}",
+            f"{evaluation.get('eval_loss', math.nan):12.4f}",
+            f"{evaluation.get('eval_accuracy', math.nan):7.3f}",
+            f"{phase:>7}",
+            f"{last['alpha_r']:7.3f}" if phase == "pugd" else " " * 7,
+            f"{evaluation.get('gradient_evaluations', 0):12d}",
+        )
+        if self._rows % 20 == 0:
+            self._bar.write(_HEADER)
+        self._rows += 1
+        self._bar.write(f"{state.epoch or 0:7.1f}" + " ".join(("", *cells)))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextmanager
+def quiet_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of loading and saving inside the ``with`` block; they would cut through the table."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def summary(record: Mapping[str, Any], folder: str) -> str:
+    """Return the table that closes a run.
+
+    Args:
+        record: What ``run.json`` holds.
+        folder: Where the run lies, as the user wrote it.
+    """
+    lines = ["", f"{'':12}{'images':>8}{'loss':>10}{'accuracy':>10}"]
+    for split in ("train", "validation", "test"):
+        metrics = record["metrics"].get(split)
+        if metrics is not None:
+            images = record["data"]["splits"][split]
+            lines.append(f"{split:12}{images:8d}{metrics['loss']:10.4f}{metrics['accuracy']:10.4f}")
+    lines += [
+        "",
+        f"{'Switch':22}{_switch(record)}",
+        f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {record['updates']} updates, "
+        f"{record['epochs']:g} epochs",
+        f"{'Seconds':22}{record['seconds']:.0f}",
+        f"{'Run folder':22}{folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _switch(record: Mapping[str, Any]) -> str:
+    switch = record["optimizer"]["switch"]
+    if switch is None:
+        return f"none: {record['optimizer']['name']} has one phase"
+    if switch["step"] is None:
+        return f"never: {switch['kind']} did not fire"
+    return f"epoch {switch['epoch']:.1f}, after {switch['step']} updates ({switch['kind']})"
+
+
+def _mean(entries: list[dict[str, Any]], name: str) -> float:
+    values = [entry[name] for entry in entries if name in entry]
+    return sum(values) / len(values) if values else math.nan

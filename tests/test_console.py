@@ -1,0 +1,68 @@
+"""The rows and the table that a person reads."""
+
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerState
+from transformers.utils import logging
+
+from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
+
+RECORD = {
+    "data": {"splits": {"train": 1293, "validation": 144, "test": 360}},
+    "metrics": {split: {"loss": 0.1, "accuracy": 0.975} for split in ("train", "validation", "test")},
+    "optimizer": {"name": "rts_pugd", "switch": {"kind": "fixed", "step": 504, "epoch": 24.0}},
+    "gradient_evaluations": 756,
+    "updates": 630,
+    "epochs": 30.0,
+    "seconds": 40.4,
+}
+
+
+def test_summary() -> None:
+    text = summary(RECORD, "runs/mine")
+    assert "train           1293    0.1000    0.9750" in text
+    assert "epoch 24.0, after 504 updates (fixed)" in text
+    assert "756 in 630 updates, 30 epochs" in text
+    assert text.endswith("runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("switch", "words"),
+    [
+        (None, "none: rts_pugd has one phase"),
+        ({"kind": "fixed", "step": None, "epoch": None}, "never: fixed did not fire"),
+    ],
+)
+def test_summary_without_a_switch(switch: dict | None, words: str) -> None:
+    record = {**RECORD, "optimizer": {"name": "rts_pugd", "switch": switch}}
+    record["metrics"] = {**RECORD["metrics"], "test": None}
+    text = summary(record, "runs/mine")
+    assert words in text
+    assert "test " not in text
+
+
+def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    state = TrainerState(is_world_process_zero=True, max_steps=4, global_step=2, epoch=1.0)
+    callback, arguments = ConsoleCallback(), SimpleNamespace(disable_tqdm=True)
+    callback.on_train_begin(arguments, state, None)
+    state.log_history = [
+        {"loss": 2.0, "accuracy": 0.25, "phase": 0, "alpha_r": 1.0, "step": 1},
+        {"loss": 1.0, "accuracy": 0.75, "phase": 1, "alpha_r": 0.5, "step": 2},
+        {"eval_loss": 1.25, "eval_accuracy": 0.5, "gradient_evaluations": 3, "step": 2},
+    ]
+    callback.on_evaluate(arguments, state, None)
+    state.log_history.append({"eval_loss": 1.0, "eval_accuracy": 0.625, "step": 3})
+    callback.on_evaluate(arguments, state, None)
+    callback.on_train_end(arguments, state, None)
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["epoch", "train", "loss", "acc", "valid", "loss", "acc", "phase", "α_r", "gradients"]
+    assert first.split() == ["1.0", "1.5000", "0.500", "1.2500", "0.500", "pugd", "0.500", "3"]
+    assert second.split()[:5] == ["1.0", "nan", "nan", "1.0000", "0.625"]
+
+
+def test_progress_bars_come_back() -> None:
+    logging.enable_progress_bar()
+    with pytest.raises(KeyError), quiet_progress_bars():
+        raise KeyError
+    assert logging.is_progress_bar_enabled()

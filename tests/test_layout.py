@@ -1,0 +1,69 @@
+"""The package's layout: which file may import which, and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rts_hf
+
+PACKAGE = Path(rts_hf.__file__).parent
+# A row imports only from the rows it names; leaves import nothing of the package.
+LAYOUT: dict[str, set[str]] = {
+    "schedules": set(),
+    "switching": set(),
+    "perturbation": set(),
+    "second_pass": set(),
+    "small_image": set(),
+    "metrics": set(),
+    "timing": {"switching"},
+    "optimizer": {"perturbation", "schedules", "switching", "timing"},
+    "registration": {"optimizer"},
+    "config": {"schedules", "switching"},
+    "columns": set(),
+    "sources": {"splits"},
+    "splits": set(),
+    "batches": {"columns"},
+    "data": {"batches", "columns", "sources", "splits"},
+    "checkpoints": {"backbones"},
+    "backbones": {"small_image"},
+    "models": {"backbones", "checkpoints", "small_image"},
+    "trainer": {"config", "metrics", "optimizer", "second_pass"},
+    "record": {"config", "data", "models", "trainer"},
+    "figures": {"schedules"},
+    "hub": {"schedules"},
+    "console": set(),
+    "runs": {"config", "console", "data", "figures", "hub", "models", "record", "trainer"},
+    "cli": {"config"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rts_hf":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("rts_hf.")}
+    return found
+
+
+def test_every_file_is_in_the_table() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(LAYOUT)
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_a_file_imports_what_its_row_names(name: str) -> None:
+    assert imported(PACKAGE / f"{name}.py") <= LAYOUT[name]
+
+
+@pytest.mark.parametrize("name", LAYOUT)
+def test_a_file_holds_one_concept(name: str) -> None:
+    lines = len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines())
+    assert lines <= 400
+
+
+def test_every_module_has_a_test_file() -> None:
+    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(LAYOUT) <= tests

@@ -1,0 +1,54 @@
+"""The README's Python examples run as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", [code for code in EXAMPLES if "loss_fn" not in code])
+def test_example_runs(example: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    if "accelerator" in example:
+        assert result.stdout.split() == ["pugd", "63"]  # 21 plain updates and 21 perturbed ones
+
+
+def test_closure_example() -> None:
+    import torch
+
+    import rts_hf
+
+    model = torch.nn.Linear(2, 1)
+    names = {
+        "model": model,
+        "x": torch.ones(4, 2),
+        "y": torch.zeros(4, 1),
+        "loss_fn": torch.nn.functional.mse_loss,
+        "optimizer": rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5),
+    }
+    (example,) = [code for code in EXAMPLES if "loss_fn" in code]
+    exec(example, names)
+    assert names["loss"] > 0
+    assert names["optimizer"].stats()["gradient_evaluations"] == 2
+
+
+def test_ci_ends_with_the_readmes_test_command() -> None:
+    commands = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
+    ci = (Path(__file__).parents[1] / ".ci" / "run").read_text()
+    assert ci.rstrip().splitlines()[-1] == commands[1]
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (Path(__file__).parents[1] / target).exists(), target

@@ -1,0 +1,55 @@
+"""run.json: plain JSON, no secrets, the command that repeats the run."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments
+from rts_hf.cli import parse_arguments
+from rts_hf.record import _plain, _settings, command_line, read_record, write_record
+
+
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    words = [
+        "--model", "resnet18", "--model_args", '{"drop_rate": 0.1}', "--dataset", "my data", "--radius", "constant",
+        "--switch_at", "0.5", "--no_same_dropout", "--report_to", "tensorboard", "--hub_token", "hf_secret",
+        "--max_eval_samples", "9", "--use_cpu", "--output_dir", str(tmp_path / "private"),
+    ]  # fmt: skip
+    first = parse_arguments(words)
+    command = command_line(*first)
+    assert "hf_secret" not in command
+    assert str(tmp_path) not in command
+    import shlex
+
+    again = shlex.split(command)
+    assert again[:3] == ["accelerate", "launch", "scripts/train.py"]
+    second = parse_arguments([*again[3:], "--output_dir", str(tmp_path / "other")])
+    assert first[0] == second[0]
+    assert first[1] == second[1]
+    assert _settings(first[2], only_changed=False) == _settings(second[2], only_changed=False)
+
+
+def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
+    arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret", warmup_steps=7)
+    settings = _settings(arguments, only_changed=False)
+    assert settings["warmup_steps"] == 7
+    assert settings["weight_decay"] == 5e-4
+    assert "gradient_accumulation_steps" not in settings  # at transformers' default
+    assert "hf_secret" not in json.dumps(_plain(settings))
+    assert str(tmp_path) not in json.dumps(_plain(settings))
+    assert _settings(ModelArguments(), only_changed=True) == {}
+    assert _settings(DataArguments(dataset="x"), only_changed=True) == {"dataset": "x"}
+
+
+def test_values_that_json_cannot_hold() -> None:
+    assert _plain({1: (math.nan, math.inf, 1.5), "path": Path("a/b")}) == {"1": [None, None, 1.5], "path": "a/b"}
+
+
+def test_writing_and_reading(tmp_path: Path) -> None:
+    write_record(tmp_path, {"a": "β"})
+    assert read_record(tmp_path) == {"a": "β"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    with pytest.raises(ValueError, match="name the folder of a finished run"):
+        read_record(tmp_path / "nowhere")
