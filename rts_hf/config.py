@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -227,6 +227,9 @@ class RTSTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        # What was asked for, before defaults are filled in: the command that repeats the run.
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        self.given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
         self.opt_args = _json_object("opt_args", self.opt_args)
         self.switch_at = _step_or_share(self.switch_at)
         self._check_optimizer_name()
@@ -235,6 +238,8 @@ class RTSTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # a classifier uses all of them, and looking costs every update
         self._check_optimizer()
         self._check_together()
 

@@ -11,6 +11,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from rts_hf.optimizer import unwrap_optimizer
+
 _HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
 
 
@@ -20,14 +22,12 @@ class ConsoleCallback(TrainerCallback):
     def __init__(self) -> None:
         self._bar: Any = None
         self._rows = 0
-        self._seen = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        self._seen = len(state.log_history)
         self._rows = 0
         hidden = True if args.disable_tqdm else None  # None: hidden where the output is not a terminal
         self._bar = tqdm(
@@ -41,18 +41,16 @@ class ConsoleCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is None:
             return
-        new, self._seen = state.log_history[self._seen :], len(state.log_history)
-        training = [entry for entry in new if "loss" in entry]
-        evaluation = next((entry for entry in reversed(new) if "eval_loss" in entry), {})
-        last: Mapping[str, Any] = training[-1] if training else {}
-        phase = {0: "sgd", 1: "pugd"}.get(last.get("phase", -1), "")
+        evaluation = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
+        rts = unwrap_optimizer(kwargs.get("optimizer"))
+        phase = "" if rts is None else rts.phase
         cells = (
-            f"{_mean(training, 'loss'):12.4f}",
-            f"{_mean(training, 'accuracy'):7.3f}",
+            f"{evaluation.get('train_loss', math.nan):12.4f}",
+            f"{evaluation.get('train_accuracy', math.nan):7.3f}",
             f"{evaluation.get('eval_loss', math.nan):12.4f}",
             f"{evaluation.get('eval_accuracy', math.nan):7.3f}",
             f"{phase:>7}",
-            f"{last['alpha_r']:7.3f}" if phase == "pugd" else " " * 7,
+            f"{rts.stats()['alpha_r']:7.3f}" if rts is not None and phase == "pugd" else " " * 7,
             f"{evaluation.get('gradient_evaluations', 0):12d}",
         )
         if self._rows % 20 == 0:
@@ -111,8 +109,3 @@ def _switch(record: Mapping[str, Any]) -> str:
     if switch["step"] is None:
         return f"never: {switch['kind']} did not fire"
     return f"epoch {switch['epoch']:.1f}, after {switch['step']} updates ({switch['kind']})"
-
-
-def _mean(entries: list[dict[str, Any]], name: str) -> float:
-    values = [entry[name] for entry in entries if name in entry]
-    return sum(values) / len(values) if values else math.nan

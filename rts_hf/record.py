@@ -140,6 +140,8 @@ def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTS
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}
     changed = [_settings(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
     for name, value in {**always, **changed[0], **changed[1], **changed[2]}.items():
+        if value is None:
+            continue  # a command line cannot say None, and where it is not the default it came from one
         words.append(f"--{name}")
         words += [*map(str, value)] if isinstance(value, list) else [_word(value)]
     return shlex.join(words)
@@ -169,17 +171,20 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def _settings(arguments: Any, *, only_changed: bool) -> dict[str, Any]:
     """Return the arguments by name, or those that are not at their default; never places or secrets."""
-    is_training = isinstance(arguments, RTSTrainingArguments)
-    defaults = type(arguments)(**({"output_dir": arguments.output_dir} if is_training else {}))
-    values: dict[str, Any] = {}
-    for name in (f.name for f in fields(arguments) if f.init):
-        value, default = (getattr(holder, name) for holder in (arguments, defaults))
-        if name in _LEFT_OUT or name.endswith("_token"):
-            continue
+    defaults = {f.name: f.default for f in fields(arguments) if f.init}
+    if isinstance(arguments, RTSTrainingArguments):
         # of the Trainer's many arguments, those that this package sets itself are always worth telling
-        if value != default or (not only_changed and (not is_training or name in type(arguments).__annotations__)):
-            values[name] = getattr(value, "value", value)
-    return values
+        own = [name for name in defaults if name in type(arguments).__annotations__]
+        values = {**({} if only_changed else {name: getattr(arguments, name) for name in own}), **arguments.given}
+    else:
+        values = {name: getattr(arguments, name) for name in defaults}
+        if only_changed:
+            values = {name: value for name, value in values.items() if value != defaults[name]}
+    return {
+        name: getattr(value, "value", value)
+        for name, value in values.items()
+        if name not in _LEFT_OUT and not name.endswith("_token")
+    }
 
 
 def _word(value: Any) -> str:

@@ -47,7 +47,7 @@ def register_with_timm() -> None:
         from timm.optim._optim_factory import OptimInfo, default_registry
     except ImportError as error:
         raise ImportError(
-            "timm's optimizer registry is not where it was in timm 1.0; install timm>=1.0.20,<2 or a newer rts_hf."
+            "timm's optimizer registry is not where it was in timm 1.0; install timm>=1.0.31,<2 or a newer rts_hf."
         ) from error
 
     taken = set(default_registry.list_optimizers())

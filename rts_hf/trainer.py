@@ -27,7 +27,8 @@ class RTSTrainer(Trainer):
     back. Everything else of the Trainer's loop (accumulation, clipping, scaler, scheduler, callbacks) runs once and
     unchanged. The training logs gain ``accuracy``, ``phase`` (0 = sgd, 1 = pugd), ``alpha_r``, ``alpha_s``,
     ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖), ``sharpness`` (``L(w + ε) − L(w)``, mean since the last entry) and
-    ``gradient_evaluations``.
+    ``gradient_evaluations``; the evaluations gain ``train_loss`` and ``train_accuracy`` (of the first passes since the
+    last one) and ``gradient_evaluations``.
 
     Args:
         *args, **kwargs: As for :class:`transformers.Trainer`; ``args`` is an :class:`RTSTrainingArguments`. An
@@ -56,7 +57,8 @@ class RTSTrainer(Trainer):
         self._window_loss: Tensor | float = 0.0
         self._loss_scale: Tensor | float = 1.0
         self._since_log = _Sums(("correct", "seen", "sharpness", "perturbed_updates"))
-        self._since_evaluation = _Sums(("loss", "updates"))
+        self._since_evaluation = _Sums(("loss", "updates", "correct", "seen"))
+        self._training_figures: dict[str, float] = {}
 
     @property
     def two_pass_optimizer(self) -> RTSPUGD | None:
@@ -177,7 +179,9 @@ class RTSTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training and not self._in_second_pass and labels is not None:
             logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-            self._since_log.add(correct=(logits.detach().argmax(-1) == labels).sum(), seen=labels.numel())
+            counts = {"correct": (logits.detach().argmax(-1) == labels).sum(), "seen": labels.numel()}
+            self._since_log.add(**counts)
+            self._since_evaluation.add(**counts)
         return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -187,9 +191,11 @@ class RTSTrainer(Trainer):
     # ---- Logs and the gap switch ----
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does; a training entry gains the accuracy and the optimizer's figures."""
+        """Log as the Trainer does, with the gradients spent, and the optimizer's figures beside a training loss."""
         if "loss" in logs:
             logs.update(self._figures())
+        elif self.is_in_train and "eval_loss" in logs:
+            logs.update(self._training_figures, gradient_evaluations=self.gradient_evaluations)
         super().log(logs, *args, **kwargs)
 
     def _figures(self) -> dict[str, float]:
@@ -209,11 +215,16 @@ class RTSTrainer(Trainer):
         return figures
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        sums = self._since_evaluation.take(self.accelerator)
+        self._training_figures = {}
+        if sums["updates"]:
+            self._training_figures["train_loss"] = sums["loss"] / sums["updates"]
+        if sums["seen"]:
+            self._training_figures["train_accuracy"] = sums["correct"] / sums["seen"]
         metrics = super()._evaluate(*args, **kwargs)
         rts = self.two_pass_optimizer
-        sums = self._since_evaluation.take(self.accelerator)
         if rts is not None and sums["updates"] and "eval_loss" in metrics:
-            rts.observe_losses(train_loss=sums["loss"] / sums["updates"], eval_loss=metrics["eval_loss"])
+            rts.observe_losses(train_loss=self._training_figures["train_loss"], eval_loss=metrics["eval_loss"])
         return metrics
 
 

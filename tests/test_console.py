@@ -3,9 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import TrainerState
 from transformers.utils import logging
 
+from rts_hf import RTSPUGD, FixedSwitch
 from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
 
 RECORD = {
@@ -44,21 +46,25 @@ def test_summary_without_a_switch(switch: dict | None, words: str) -> None:
 
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     state = TrainerState(is_world_process_zero=True, max_steps=4, global_step=2, epoch=1.0)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = RTSPUGD([weight], lr=0.1, switch=FixedSwitch(0), radius="constant", radius_beta_max=0.5, total_steps=4)
     callback, arguments = ConsoleCallback(), SimpleNamespace(disable_tqdm=True)
     callback.on_train_begin(arguments, state, None)
     state.log_history = [
-        {"loss": 2.0, "accuracy": 0.25, "phase": 0, "alpha_r": 1.0, "step": 1},
-        {"loss": 1.0, "accuracy": 0.75, "phase": 1, "alpha_r": 0.5, "step": 2},
-        {"eval_loss": 1.25, "eval_accuracy": 0.5, "gradient_evaluations": 3, "step": 2},
+        {"loss": 1.0, "step": 2},
+        {"train_loss": 1.5, "train_accuracy": 0.5, "eval_loss": 1.25, "eval_accuracy": 0.5, "gradient_evaluations": 3},
     ]
     callback.on_evaluate(arguments, state, None)
-    state.log_history.append({"eval_loss": 1.0, "eval_accuracy": 0.625, "step": 3})
-    callback.on_evaluate(arguments, state, None)
+    state.log_history.append({"eval_loss": 1.0, "eval_accuracy": 0.625, "gradient_evaluations": 5})
+    weight.grad = torch.ones(1)
+    with optimizer.perturbed():
+        pass
+    callback.on_evaluate(arguments, state, None, optimizer=optimizer)
     callback.on_train_end(arguments, state, None)
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["epoch", "train", "loss", "acc", "valid", "loss", "acc", "phase", "α_r", "gradients"]
-    assert first.split() == ["1.0", "1.5000", "0.500", "1.2500", "0.500", "pugd", "0.500", "3"]
-    assert second.split()[:5] == ["1.0", "nan", "nan", "1.0000", "0.625"]
+    assert first.split() == ["1.0", "1.5000", "0.500", "1.2500", "0.500", "3"]
+    assert second.split() == ["1.0", "nan", "nan", "1.0000", "0.625", "pugd", "0.500", "5"]
 
 
 def test_progress_bars_come_back() -> None:

@@ -32,7 +32,7 @@ LAYOUT: dict[str, set[str]] = {
     "record": {"config", "data", "models", "trainer"},
     "figures": {"schedules"},
     "hub": {"schedules"},
-    "console": set(),
+    "console": {"optimizer"},
     "runs": {"config", "console", "data", "figures", "hub", "models", "record", "trainer"},
     "cli": {"config"},
 }

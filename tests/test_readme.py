@@ -15,10 +15,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.parametrize("example", [code for code in EXAMPLES if "loss_fn" not in code])
 def test_example_runs(example: str, tmp_path: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=environment,
-    )  # fmt: skip
+    command = [sys.executable, "-W", "error::UserWarning", "-c", example]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     if "accelerator" in example:
         assert result.stdout.split() == ["pugd", "63"]  # 21 plain updates and 21 perturbed ones

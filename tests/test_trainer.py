@@ -190,6 +190,8 @@ def test_the_gap_switch_hears_every_evaluation(tmp_path: Path) -> None:
     logs = training_logs(trainer)
     evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     losses = [sum(entry["loss"] for entry in logs[i : i + 4]) / 4 for i in (0, 4, 8)]
+    shown = [entry["train_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert shown[:3] == pytest.approx(losses, abs=1e-5)
     gaps = [abs(a - b) for a, b in zip(losses, evaluations, strict=False)]
     assert rts.switch.base_gap == pytest.approx(sum(gaps[:2]) / 2, abs=1e-5)
     assert rts.switch.gap == pytest.approx(gaps[2], abs=1e-5)
