@@ -1,0 +1,329 @@
+"""The model card of a run, rendered from its folder alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
+SMALL_DATA = 10_000  # training images below which the card calls the data small
+LABEL_LIMIT = 30  # class names listed
+LOG_LIMIT = 25  # rows of the training log
+TEXT_LIMIT = 200  # characters of one name or note
+
+# Metrics in the order of the results table: their name there, and their type in the model index (None: not in it).
+MEASURES: dict[str, tuple[str, str | None]] = {
+    "loss": ("loss", None),
+    "accuracy": ("accuracy", "accuracy"),
+    "top5_accuracy": ("top-5 accuracy", "top_5_accuracy"),
+    "f1_macro": ("macro F1", "f1"),
+}
+
+FIGURES = {
+    "history": "Loss and accuracy by epoch",
+    "schedules": "Radius and scale of the perturbed updates",
+    "sharpness": "Sharpness of the loss along the run",
+}
+
+
+def write_card(run_dir: str | Path) -> Path:
+    """Write the card of a run to ``README.md`` in its folder and return that path.
+
+    Args:
+        run_dir: A run folder; an existing card in it is replaced.
+
+    Raises:
+        FileNotFoundError: If ``run.json`` or ``trainer_state.json`` is missing.
+        ValueError: If one is not JSON, or ``run.json`` has a format this version does not know.
+    """
+    path = Path(run_dir) / "README.md"
+    path.write_text(render_card(run_dir), encoding="utf-8", newline="\n")
+    return path
+
+
+def render_card(run_dir: str | Path) -> str:
+    """Return the model card of a run as Markdown with a YAML head. The same folder gives the same text.
+
+    Every figure comes from ``run.json`` and ``trainer_state.json``; pictures are shown if they lie in ``figures/``.
+
+    Args:
+        run_dir: A run folder.
+
+    Raises:
+        FileNotFoundError: If one of the two files is missing.
+        ValueError: If one is not JSON, or ``run.json`` has a format this version does not know.
+    """
+    from huggingface_hub import ModelCard
+
+    folder = Path(run_dir)
+    record, log = _read_run(folder)
+    card = ModelCard.from_template(_metadata(record), template_path=str(TEMPLATE), **_facts(record, log, folder))
+    return str(card).rstrip() + "\n"
+
+
+def _metadata(record: Mapping[str, Any]) -> ModelCardData:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    # The Hub refuses empty names.
+    model, data = (_clean(name) or "unnamed" for name in (record["model"]["architecture"], record["data"]["name"]))
+    optimizer = record["optimizer"]
+    hub_dataset = _hub_dataset(record)
+    results, metrics = [], []
+    for split in ("validation", "test"):
+        for key, (name, kind) in MEASURES.items():
+            value = (record["metrics"].get(split) or {}).get(key)
+            if kind is None or not _is_number(value):
+                continue
+            metrics.append(kind)
+            results.append(
+                EvalResult(
+                    task_type="image-classification",
+                    task_name="Image Classification",
+                    dataset_type=hub_dataset or data,
+                    dataset_name=data,
+                    dataset_split=split,
+                    metric_type=kind,
+                    metric_name=f"{split} {name}",
+                    metric_value=value,
+                )
+            )
+    tags = ["image-classification", "timm", "transformers"]
+    if optimizer.get("method"):
+        tags += ["rts-pugd"] if optimizer["name"] == "rts_pugd" else [_clean(optimizer["name"])]
+        tags += ["sharpness-aware-minimization"]
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=tags,
+        datasets=[hub_dataset] if hub_dataset else None,
+        metrics=list(dict.fromkeys(kind for kind in metrics if kind != "top_5_accuracy")) or None,
+        model_name=f"{model} on {data}, {_clean(optimizer['name'])}" if results else None,
+        eval_results=results or None,
+    )
+
+
+def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Gather what the template prints; whatever a user may have written is escaped or in a code block."""
+    optimizer = record["optimizer"]
+    total = optimizer.get("total_steps")
+    log_rows = _log_rows(log)
+    return {
+        "run": _escaped(record),
+        "number": _number,
+        "share": _share,
+        "labels": [_text(name) for name in record["data"]["label_names"]],
+        "label_limit": LABEL_LIMIT,
+        "small_data": SMALL_DATA,
+        "hub_dataset": _text(_hub_dataset(record) or ""),
+        "never_switched": bool(optimizer.get("switch")) and optimizer["switch"].get("step") is None,
+        "stopped_early": bool(total) and record["updates"] < total,
+        **_results(record),
+        "settings": _settings(record),
+        "schedules": _schedules(record, log),
+        "measured": _measured(optimizer.get("switch") or {}),
+        "sharpness": _sharpness(log),
+        "log_rows": _thinned(log_rows),
+        "log_is_thinned": len(log_rows) > LOG_LIMIT,
+        "figures": [
+            {"path": f"figures/{name}.png", "caption": caption}
+            for name, caption in FIGURES.items()
+            if (name == "history" or optimizer.get("method")) and (folder / "figures" / f"{name}.png").is_file()
+        ],
+        "command_block": _code_block(record["command"], "bash"),
+        "arguments_block": _code_block(json.dumps(record["arguments"], indent=2, ensure_ascii=False), "json"),
+    }
+
+
+def _results(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results table: the measures that any split has, and one row for every split measured."""
+    metrics = {split: record["metrics"].get(split) or {} for split in ("train", "validation", "test")}
+    keys = [key for key in MEASURES if any(key in values for values in metrics.values())]
+    rows = [
+        {
+            "split": split,
+            "images": record["data"]["splits"].get(split),
+            "values": [_share(values.get(key)) for key in keys],
+        }
+        for split, values in metrics.items()
+        if values
+    ]
+    return {"measures": [MEASURES[key][0] for key in keys], "results": rows}
+
+
+def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    optimizer, training = record["optimizer"], record["arguments"].get("training", {})
+    batch = [training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps", 1)]
+    batch.append(record["hardware"].get("processes"))
+    rows: dict[str, Any] = {"optimizer": optimizer["name"]}
+    if optimizer.get("method"):
+        rows["base optimizer"] = optimizer.get("base")
+    rows |= {name.replace("_", " "): optimizer.get(name) for name in ("learning_rate", "momentum", "weight_decay")}
+    rows["learning rate schedule"] = training.get("lr_scheduler_type")
+    if all(isinstance(part, int) for part in batch):
+        rows["images an update (device × accumulation × processes)"] = math.prod(batch)
+    rows |= {"epochs": record["epochs"], "updates": record["updates"], "seed": record["seed"]}
+    rows |= {
+        name.replace("_", " "): training[name]
+        for name in ("label_smoothing_factor", "bf16", "fp16")
+        if name in training
+    }
+    return [(name, _text(value) if isinstance(value, str) else _number(value)) for name, value in rows.items()]
+
+
+def _schedules(record: Mapping[str, Any], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for radius and scale the formula, its values at the landmarks of the run, and what the log holds."""
+    optimizer = record["optimizer"]
+    switch_step = (optimizer.get("switch") or {}).get("step")
+    rows = []
+    for name, symbol, key in (("radius", "α_r", "alpha_r"), ("scale", "α_s", "alpha_s")):
+        setting = optimizer.get(name)
+        if not setting:
+            continue
+        schedule = AlphaSchedule(setting["strategy"], beta_min=setting["beta_min"], beta_max=setting["beta_max"])
+        steps = {"start": 0, "switch": switch_step, "end": max(record["updates"] - 1, 0)}
+        values = {
+            place: None if step is None else schedule(progress_at(step, optimizer.get("total_steps")))
+            for place, step in steps.items()
+        }
+        used = [entry for entry in log if key in entry and entry.get("phase") == 1 and entry.get("epsilon_norm") != 0]
+        logged = " to ".join(
+            f"{_number(entry[key])} (update {_number(entry['step'])})" for entry in used[:1] + used[1:][-1:]
+        )
+        rows.append(
+            {
+                "name": f"{name} {symbol}",
+                "strategy": setting["strategy"],
+                "formula": STRATEGIES[setting["strategy"]].formula,
+                "beta_min": setting["beta_min"],
+                "beta_max": setting["beta_max"],
+                "logged": logged or "none",
+                **values,
+            }
+        )
+    return rows
+
+
+def _measured(switch: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return what a switch measured last, its base value and the threshold they give, or None before it measured."""
+    state, settings = switch.get("state") or {}, switch.get("settings") or {}
+    if switch.get("kind") == "gradient_variance" and state.get("initial_count") and state.get("norms"):
+        base = state["initial_sum"] / state["initial_count"]
+        return {"value": statistics.pvariance(state["norms"]), "base": base, "threshold": settings["gamma"] * base}
+    if switch.get("kind") == "generalization_gap" and state.get("base_count"):
+        base = state["base_sum"] / state["base_count"]
+        return {"value": state["gap"], "base": base, "threshold": settings["mu"] * base}
+    return None
+
+
+def _sharpness(log: list[dict[str, Any]]) -> dict[str, float] | None:
+    values = [entry["sharpness"] for entry in log if _is_number(entry.get("sharpness"))]
+    return {"count": len(values), "mean": statistics.fmean(values), "last": values[-1]} if values else None
+
+
+def _log_rows(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row an evaluation."""
+    rows: list[dict[str, Any]] = []
+    for entry in log:
+        # A second evaluation at the same update measures the weights that were put back at the end.
+        if "eval_loss" in entry and not (rows and rows[-1]["step"] == entry["step"]):
+            row = {key: entry.get(key) for key in ("epoch", "step", "eval_loss", "eval_accuracy")}
+            rows.append({**row, "loss": entry.get("train_loss")})
+    return rows
+
+
+def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(rows) <= LOG_LIMIT:
+        return rows
+    return [rows[round(index * (len(rows) - 1) / (LOG_LIMIT - 1))] for index in range(LOG_LIMIT)]
+
+
+def _hub_dataset(record: Mapping[str, Any]) -> str | None:
+    """Return the data set's Hub id; the source of embedded data or of a local folder holds no slash."""
+    source = str(record["data"].get("source") or "")
+    return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: object) -> str:
+    """Format a number for reading; anything that is not one becomes a dash."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else "not finite"
+    return "–"
+
+
+def _share(value: object) -> str:
+    """Format an accuracy or a loss with the same number of decimals everywhere, so that a column can be compared."""
+    return f"{value:.4f}" if _is_number(value) else _number(value)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a JSON value with every text in it, keys too, made safe for Markdown and HTML."""
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        return {_text(key): _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+# Characters that begin markup somewhere: Markdown, HTML, tables, mentions, math, bare links. An underscore inside a
+# word, as in a model's name, does not.
+_MARKUP = re.compile(r"[&<>`*\[\]{}|~$@#^=\\]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+def _text(value: object) -> str:
+    """Return text on one line in which nothing is markup: what could begin some is written as an HTML entity."""
+    text = _clean(value)
+    text = text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
+
+
+def _clean(value: object, keep: str = "") -> str:
+    """Return text without control characters, half pairs and writing-direction marks, its white space collapsed."""
+    allowed = keep + "\u200c\u200d"  # the joiners that Persian or Hindi words are spelled with
+    text = "".join(c if c in allowed or unicodedata.category(c)[0] != "C" else " " for c in str(value))
+    return text if keep else " ".join(text.split())
+
+
+def _code_block(code: str, language: str) -> str:
+    """Return a fenced code block that the code cannot close."""
+    code = _clean(code, keep="\n\t")
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    contents = []
+    for name in ("run.json", "trainer_state.json"):
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"run_dir={str(folder)!r} has no {name}; pass the folder that a finished training run wrote."
+            )
+        try:
+            contents.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); it may have been cut off: train again.") from error
+    record, state = contents
+    if record.get("format") != 1:
+        raise ValueError(f"{folder / 'run.json'} has format {record.get('format')!r}, but rts_hf here reads 1.")
+    return record, state.get("log_history") or []
