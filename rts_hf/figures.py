@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rts_hf.run_folder import read_log, read_record
 from rts_hf.schedules import AlphaSchedule, progress_at
 
 if TYPE_CHECKING:
@@ -80,12 +80,7 @@ class _Run:
 
     @classmethod
     def read(cls, folder: Path) -> _Run:
-        record, state = (_read_json(folder / name) for name in ("run.json", "trainer_state.json"))
-        if record.get("format") != 1:
-            raise ValueError(
-                f"{folder / 'run.json'} has format {record.get('format')!r}, but this version of rts_hf reads 1."
-            )
-        return cls(record, state.get("log_history") or [])
+        return cls(read_record(folder), read_log(folder))
 
     @property
     def optimizer(self) -> dict[str, Any]:
@@ -327,17 +322,3 @@ def _short(name: object) -> str:
     text = " ".join("".join(c if c.isprintable() else " " for c in str(name)).split())
     text = "".join(c if ord(c) in known else "?" for c in text)
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"run_dir={str(path.parent)!r} has no {path.name}; pass the folder that a finished training run wrote."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it may have been cut off: run the training again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, but a run's record is a JSON object.")
-    return content

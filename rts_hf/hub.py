@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rts_hf.run_folder import read_log, read_record
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def render_card(run_dir: str | Path) -> str:
     from huggingface_hub import ModelCard
 
     folder = Path(run_dir)
-    record, log = _read_run(folder)
+    record, log = read_record(folder), read_log(folder)
     card = ModelCard.from_template(_metadata(record), template_path=str(TEMPLATE), **_facts(record, log, folder))
     return str(card).rstrip() + "\n"
 
@@ -309,21 +310,3 @@ def _code_block(code: str, language: str) -> str:
     longest = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{code}\n{fence}"
-
-
-def _read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    contents = []
-    for name in ("run.json", "trainer_state.json"):
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"run_dir={str(folder)!r} has no {name}; pass the folder that a finished training run wrote."
-            )
-        try:
-            contents.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); it may have been cut off: train again.") from error
-    record, state = contents
-    if record.get("format") != 1:
-        raise ValueError(f"{folder / 'run.json'} has format {record.get('format')!r}, but rts_hf here reads 1.")
-    return record, state.get("log_history") or []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shlex
 from dataclasses import fields
@@ -17,10 +16,9 @@ import torch
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.data import DataBundle
 from rts_hf.models import needs_rts_hf
+from rts_hf.run_folder import FORMAT
 from rts_hf.trainer import RTSTrainer
 
-RECORD_NAME = "run.json"
-FORMAT = 1
 _LEFT_OUT = frozenset({"output_dir", "overwrite", "resume_from_checkpoint", "cache_dir", "accelerator_config"})
 _PACKAGES = ("torch", "timm", "transformers", "accelerate", "datasets", "evaluate", "rts_hf")
 
@@ -145,28 +143,6 @@ def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTS
         words.append(f"--{name}")
         words += [*map(str, value)] if isinstance(value, list) else [_word(value)]
     return shlex.join(words)
-
-
-def write_record(folder: str | Path, record: dict[str, Any]) -> Path:
-    """Write ``run.json`` so that a reader sees the old file or the new one, never half of one."""
-    path = Path(folder) / RECORD_NAME
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
-    return path
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """Return what ``run.json`` in a run folder holds.
-
-    Raises:
-        ValueError: If the folder holds no readable ``run.json``.
-    """
-    path = Path(folder) / RECORD_NAME
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); name the folder of a finished run.") from error
 
 
 def _settings(arguments: Any, *, only_changed: bool) -> dict[str, Any]:

@@ -22,14 +22,15 @@ from rts_hf.data import DataBundle, collate, load_data
 from rts_hf.figures import draw_run_figures
 from rts_hf.hub import write_card
 from rts_hf.models import build_model, pretrained_data_config
-from rts_hf.record import RECORD_NAME, describe_run, read_record, write_record
+from rts_hf.record import describe_run
+from rts_hf.run_folder import RECORD_NAME, STATE_NAME, write_record
 from rts_hf.trainer import RTSTrainer
 
 logger = logging.getLogger(__name__)
 
 _TRAINERS_DEFAULT_FOLDER = "trainer_output"
 # What a run writes: found in a folder, they tell that it is taken; nothing else is ever deleted.
-_OWN_FILES = (RECORD_NAME, "trainer_state.json", "model.safetensors", "config.json", "README.md", "training_args.bin")
+_OWN_FILES = (RECORD_NAME, STATE_NAME, "model.safetensors", "config.json", "README.md", "training_args.bin")
 _OWN_FOLDERS = re.compile(r"figures|runs|checkpoint-\d+")
 
 
@@ -197,6 +198,3 @@ def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArgume
         f"{model.config.architecture} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images of "
         f"{data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}"
     )
-
-
-__all__ = ["create_trainer", "prepare_folder", "read_record", "train"]

@@ -29,11 +29,12 @@ LAYOUT: dict[str, set[str]] = {
     "backbones": {"small_image"},
     "models": {"backbones", "checkpoints", "small_image"},
     "trainer": {"config", "metrics", "optimizer", "second_pass"},
-    "record": {"config", "data", "models", "trainer"},
-    "figures": {"schedules"},
-    "hub": {"schedules"},
+    "run_folder": set(),
+    "record": {"config", "data", "models", "run_folder", "trainer"},
+    "figures": {"run_folder", "schedules"},
+    "hub": {"run_folder", "schedules"},
     "console": {"optimizer"},
-    "runs": {"config", "console", "data", "figures", "hub", "models", "record", "trainer"},
+    "runs": {"config", "console", "data", "figures", "hub", "models", "record", "run_folder", "trainer"},
     "cli": {"config"},
 }
 

@@ -2,13 +2,12 @@
 
 import json
 import math
+import shlex
 from pathlib import Path
-
-import pytest
 
 from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.cli import parse_arguments
-from rts_hf.record import _plain, _settings, command_line, read_record, write_record
+from rts_hf.record import _plain, _settings, command_line
 
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
@@ -21,8 +20,6 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     command = command_line(*first)
     assert "hf_secret" not in command
     assert str(tmp_path) not in command
-    import shlex
-
     again = shlex.split(command)
     assert again[:3] == ["accelerate", "launch", "scripts/train.py"]
     second = parse_arguments([*again[3:], "--output_dir", str(tmp_path / "other")])
@@ -45,11 +42,3 @@ def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
 
 def test_values_that_json_cannot_hold() -> None:
     assert _plain({1: (math.nan, math.inf, 1.5), "path": Path("a/b")}) == {"1": [None, None, 1.5], "path": "a/b"}
-
-
-def test_writing_and_reading(tmp_path: Path) -> None:
-    write_record(tmp_path, {"a": "β"})
-    assert read_record(tmp_path) == {"a": "β"}
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
-    with pytest.raises(ValueError, match="name the folder of a finished run"):
-        read_record(tmp_path / "nowhere")

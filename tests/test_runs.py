@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments, load_data, train
 from rts_hf.figures import draw_run_figures
 from rts_hf.hub import write_card
-from rts_hf.record import read_record
+from rts_hf.run_folder import read_record
 from rts_hf.runs import free_folder, prepare_folder
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
