@@ -97,6 +97,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {record['updates']} updates, "
         f"{record['epochs']:g} epochs",
         f"{'Seconds':22}{record['seconds']:.0f}",
+        *(f"{'Note':22}{remark}" for remark in record["warnings"]),
         f"{'Run folder':22}{folder}",
     ]
     return "\n".join(lines)

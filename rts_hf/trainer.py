@@ -11,7 +11,7 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.metrics import classification_metrics
@@ -94,8 +94,8 @@ class RTSTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as :meth:`transformers.Trainer.train` does, and warn where the switch never fired."""
         output = super().train(*args, **kwargs)
-        for remark in self.remarks():
-            warnings.warn(remark, UserWarning, stacklevel=2)
+        if self.two_pass_optimizer is not None and self.switched_at() is None:
+            warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
         return output
 
     @property
@@ -112,10 +112,14 @@ class RTSTrainer(Trainer):
 
     def remarks(self) -> list[str]:
         """Return what a reader of the finished run must know."""
-        rts = self.two_pass_optimizer
-        if rts is None or self.switched_at() is not None:
+        rts, switched_at, best = self.two_pass_optimizer, self.switched_at(), self.state.best_global_step
+        if rts is None:
             return []
-        return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
+        if switched_at is None:
+            return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
+        if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
+            return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]
+        return []
 
     # ---- The two passes ----
 
@@ -226,6 +230,17 @@ class RTSTrainer(Trainer):
         if rts is not None and sums["updates"] and "eval_loss" in metrics:
             rts.observe_losses(train_loss=self._training_figures["train_loss"], eval_loss=metrics["eval_loss"])
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        name = self.args.metric_for_best_model
+        if is_best or name is None:
+            return is_best
+        is_equal = metrics[name if name.startswith("eval_") else f"eval_{name}"] == self.state.best_metric
+        if is_equal and self.args.save_strategy != SaveStrategy.NO:
+            self.state.best_global_step = self.state.global_step
+        return is_equal
 
 
 class _Sums:

@@ -18,6 +18,7 @@ RECORD = {
     "updates": 630,
     "epochs": 30.0,
     "seconds": 40.4,
+    "warnings": ["Something to know."],
 }
 
 
@@ -26,6 +27,7 @@ def test_summary() -> None:
     assert "train           1293    0.1000    0.9750" in text
     assert "epoch 24.0, after 504 updates (fixed)" in text
     assert "756 in 630 updates, 30 epochs" in text
+    assert "Note                  Something to know." in text
     assert text.endswith("runs/mine")
 
 

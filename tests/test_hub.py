@@ -446,3 +446,15 @@ def test_importing_the_module_is_light() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+CARDS = sorted(path.parent for path in (Path(__file__).parents[1] / "model_cards").glob("*/run.json"))
+
+
+@pytest.mark.parametrize("folder", CARDS, ids=lambda folder: folder.name)
+def test_committed_cards_are_what_their_records_render(folder: Path) -> None:
+    assert render_card(folder) == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_there_are_committed_cards() -> None:
+    assert CARDS

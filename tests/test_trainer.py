@@ -256,6 +256,21 @@ def test_best_model_and_early_stopping(tmp_path: Path) -> None:
     assert trainer.evaluate()["eval_accuracy"] == best == trainer.state.best_metric
 
 
+@pytest.mark.parametrize(("accuracies", "best"), [([0.5, 0.9, 0.7, 0.9], 16), ([0.9, 0.5, 0.5, 0.5], 4)])
+def test_of_equally_good_weights_the_latest_are_kept(tmp_path: Path, accuracies: list[float], best: int) -> None:
+    left = iter(accuracies)
+    trainer = make_trainer(
+        tmp_path, switch="fixed", switch_at="10", num_train_epochs=4, eval_strategy="epoch", save_strategy="epoch",
+        load_best_model_at_end=True, metric_for_best_model="accuracy", gradient_accumulation_steps=2,
+        compute_metrics=lambda prediction: {"accuracy": next(left)},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_global_step == best
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    expected = [] if best > 10 else ["The weights kept are those of update 4, before the switch"]
+    assert [remark.split(":")[0] for remark in trainer.remarks()] == expected
+
+
 def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
