@@ -284,14 +284,14 @@ def test_tensorboard_gets_the_figures(tmp_path: Path) -> None:
 
 
 def test_an_exception_between_the_passes_leaves_the_weights(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0")
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0", gradient_accumulation_steps=2)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     calls = []
     compute_loss = trainer.compute_loss
 
     def fail_at_second(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise torch.cuda.OutOfMemoryError("second pass")
         return compute_loss(*args, **kwargs)
 
@@ -301,6 +301,21 @@ def test_an_exception_between_the_passes_leaves_the_weights(tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     assert not trainer._in_second_pass
     assert trainer.accelerator.sync_gradients
+
+
+def test_gradients_are_synchronized_on_the_last_micro_batch_of_each_pass_only(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0", gradient_accumulation_steps=3, max_steps=1)
+    flags = []
+    compute_loss = trainer.compute_loss
+
+    def watch(*args, **kwargs):
+        flags.append((trainer._in_second_pass, trainer.accelerator.sync_gradients))
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = watch
+    trainer.train()
+    one_pass = [False, False, True]
+    assert flags == [*((False, flag) for flag in one_pass), *((True, flag) for flag in one_pass)]
 
 
 def test_a_window_that_was_broken_off_is_forgotten(tmp_path: Path) -> None:
