@@ -187,6 +187,10 @@ class RTSTrainingArguments(TrainingArguments):
     same_dropout: bool = field(
         default=True, metadata={"help": "Draw the same dropout and stochastic depth in both passes."}
     )
+    override_schedule: bool = field(
+        default=False,
+        metadata={"help": "Resume with other optimizer settings or another length than the checkpoint's."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one."}
     )
@@ -311,6 +315,11 @@ class RTSTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
                 "DistributedDataParallel or FSDP2."
+            )
+        if self.switch == "gradient_variance" and self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm!r} clips the gradients whose norms switch='gradient_variance' "
+                "listens to; set max_grad_norm=0 (a unit gradient needs no clipping), or use another switch."
             )
         if self.switch == "generalization_gap" and self.eval_strategy == "no":
             raise ValueError(

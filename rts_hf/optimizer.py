@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,9 +121,18 @@ class RTSPUGD(TimedOptimizer):
         self._gradient_norm: Tensor | float = 0.0
         self._epsilon_norm: Tensor | float = 0.0
         self._alphas = (0.0, 0.0)
+        self._unusable: Tensor | int = 0
         self._is_perturbed = False
         self._closure_clears = False
         self._has_second_gradient = False
+
+    def __repr__(self) -> str:
+        step = f"{self._lead['rts_step']} of {self.total_steps or 'unknown'}"
+        return (
+            f"{type(self).__name__}(base={type(self.base_optimizer).__name__}, method={self.method!r}, "
+            f"radius={self.radius_schedule}, scale={self.scale_schedule}, switch={self.switch!r}, "
+            f"phase={self.phase!r}, step={step})"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -152,12 +161,24 @@ class RTSPUGD(TimedOptimizer):
         """The schedule of α_s."""
         return self._schedule("scale")
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the run was told, without how far it has come: method, schedules, switch, total steps."""
+        names = {"method": self.method, "radius": self.radius_schedule.strategy, "scale": self.scale_schedule.strategy}
+        return {**super().settings(), **names}
+
+    def apply_settings(self, settings: dict[str, Any]) -> None:
+        """Take over what :meth:`settings` returned; position and phase stay."""
+        tables: dict[str, Mapping[str, Any]] = {"method": METHODS, "radius": STRATEGIES, "scale": STRATEGIES}
+        super().apply_settings({**settings, **{name: place(settings[name], table) for name, table in tables.items()}})
+
     def stats(self) -> dict[str, int | float]:
         """Return the last step's figures as plain Python numbers; waits for the device.
 
         ``step`` (steps done), ``phase`` (0 = sgd, 1 = pugd), ``alpha_r`` and ``alpha_s`` (the schedules at that step;
-        before the switch they are not used), ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖, 0 where the step did not
-        perturb), ``switch_step`` (-1 before the switch) and ``gradient_evaluations`` (one a pass over the batch).
+        before the switch they are not used), ``gradient_norm`` (‖g‖; of a perturbed step under a gradient scaler still
+        scaled), ``epsilon_norm`` (‖ε‖, 0 where the step did not perturb), ``switch_step`` (-1 before the switch),
+        ``gradient_evaluations`` (one a pass over the batch, of steps that were taken) and ``unusable_gradients``
+        (unit-gradient steps since construction or load whose gradient was zero, infinite or NaN, and counted as zero).
         """
         lead = self._lead
         return {
@@ -169,6 +190,7 @@ class RTSPUGD(TimedOptimizer):
             "epsilon_norm": float(self._epsilon_norm),
             "switch_step": lead["rts_switched_at"],
             "gradient_evaluations": lead["rts_gradient_evaluations"],
+            "unusable_gradients": int(self._unusable),
         }
 
     # ---- The two passes ----
@@ -188,6 +210,12 @@ class RTSPUGD(TimedOptimizer):
             raise RuntimeError(
                 "perturbed() was called for a step that wants no second pass "
                 f"(phase={self.phase!r}, step={self._lead['rts_step']}); ask `if optimizer.perturbing:` first."
+            )
+        if self._has_second_gradient:
+            self._warn_once(
+                "perturbed() came a second time before step(), and scales the first gradients twice. With "
+                "accumulation, run the first pass over all micro-batches of the update, then the second over them all "
+                "in one perturbed(); where step() was left out, call zero_grad()."
             )
         self._alphas = self._alphas_now()
         params, grads = self._params_and_gradients()
@@ -213,6 +241,8 @@ class RTSPUGD(TimedOptimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return the closure's first loss, or None without a closure.
+
+        A unit-gradient step divides the gradients by their norm in place.
 
         Args:
             closure: Computes the loss, calls ``backward`` and returns the loss; may call ``zero_grad``. It is called
@@ -260,11 +290,14 @@ class RTSPUGD(TimedOptimizer):
                 "zero_grad() inside perturbed() would drop α_s·g, the first pass's share; call it after step()."
             )
         super().zero_grad(set_to_none)
+        self._has_second_gradient = False
 
     def _second_pass(self, closure: Callable[[], Any]) -> None:
         """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
         with self.perturbed():
-            params, kept = self._params_and_gradients()
+            params, grads = self._params_and_gradients()
+            # DDP's bucket views are overwritten by the second backward
+            kept = [grad.clone() if grad._is_view() else grad for grad in grads]
             for param in params:
                 param.grad = None
             self._closure_clears = True  # all there is to clear is what the closure leaves
@@ -273,15 +306,16 @@ class RTSPUGD(TimedOptimizer):
                     closure()
             finally:
                 self._closure_clears = False
-                both = [(grad, param.grad) for param, grad in zip(params, kept, strict=True) if param.grad is not None]
+                both = [(param.grad, grad) for param, grad in zip(params, kept, strict=True) if param.grad is not None]
                 if both:
-                    torch._foreach_add_([grad for grad, _ in both], [second for _, second in both])
+                    torch._foreach_add_([second for second, _ in both], [grad for _, grad in both])
                 for param, grad in zip(params, kept, strict=True):
-                    param.grad = grad
+                    if param.grad is None:
+                        param.grad = grad
 
     def _step_after_switch(self, params: list[Tensor], grads: list[Tensor]) -> None:
         """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
-        if self.perturbing and not self._has_second_gradient:
+        if self.perturbing and not self._has_second_gradient and any(group["lr"] for group in self.param_groups):
             self._warn_once(
                 "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
                 "pass inside `with optimizer.perturbed():`, or pass a closure."
@@ -290,7 +324,10 @@ class RTSPUGD(TimedOptimizer):
             self.base_optimizer.step()
             return
         units = self._buffers_like(params)
-        unit_gradients(grads, units)
+        if any(grad.dtype != param.dtype for param, grad in zip(params, grads, strict=True)):
+            units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
+        _, unusable = unit_gradients(grads, units)
+        self._unusable = unusable + self._unusable
         try:
             for param, unit in zip(params, units, strict=True):
                 param.grad = unit
@@ -366,10 +403,18 @@ def _create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) -
     info = timm.optim.get_optimizer_info(name)
     if isinstance(info.opt_class, type) and issubclass(info.opt_class, RTSPUGD):
         raise ValueError(f"base={base!r} is itself a two-pass optimizer; choose a plain one, for instance base='sgd'.")
+    if info.second_order:
+        raise ValueError(f"base={base!r} differentiates the gradient it gets, which here has no graph; choose another.")
     try:
-        return timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
+        optimizer = timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
     except TypeError as error:
         raise TypeError(f"base={base!r} refuses its arguments {sorted(base_kwargs)}: {error}") from error
+    if any(param.is_complex() for group in optimizer.param_groups for param in group["params"]):
+        raise ValueError(
+            "params holds complex tensors, which RTSPUGD does not support; hold their real and imaginary "
+            "parts as two real ones."
+        )
+    return optimizer
 
 
 def _named_schedule(name: str, strategy: str, beta_min: float, beta_max: float) -> AlphaSchedule:

@@ -44,13 +44,32 @@ METHODS: Mapping[str, TwoPassMethod] = MappingProxyType(
 )
 
 
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+# Devices with a fused kernel of SGD, whose overflow guard is what unit_gradients needs of it.
+_FUSED_DEVICES = frozenset({"cpu", "cuda", "xpu", "mps", "mtia", "hpu"})
+
+
 def global_norm(tensors: list[Tensor]) -> Tensor:
     """Return the L2 norm over all elements of all tensors, as a scalar tensor on the first one's device.
 
-    It is accumulated in float32, or in float64 where a tensor is float64, whatever the tensors' own type.
+    It is accumulated in float32, or in float64 where a tensor is float64, whatever the tensors' own type; for sharded
+    tensors it is the norm over all shards.
+
+    Raises:
+        RuntimeError: If some tensors are sharded and others are not.
     """
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+    sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
+    if sharded:
+        if sharded < len(tensors):
+            raise RuntimeError(
+                f"{sharded} of {len(tensors)} parameters are sharded and the others are not; shard them all: RTSPUGD "
+                "does not support fully_shard's ignored_params."
+            )
+        # the sharding rule of the list norm does not take a dtype
+        norms = torch._foreach_norm([t.float() if t.dtype in _LOW_PRECISION else t for t in tensors], 2)
+    else:
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        norms = torch._foreach_norm(tensors, 2, dtype=dtype)
     if any(norm.device != norms[0].device for norm in norms):
         norms = tuple(norm.to(norms[0].device) for norm in norms)
     norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -81,7 +100,7 @@ def perturb_(
         radius: α_r ≥ 0.
         method: How ε is built.
     """
-    if any(param.dtype in (torch.float16, torch.bfloat16) for param in params):
+    if any(param.dtype in _LOW_PRECISION for param in params):
         # |w|⊙g would underflow or round coarsely: build w + ε in float32 and let only the sum be rounded.
         weights = [weight.float() for weight in saved]
         copies = [weight.clone() for weight in weights]
@@ -105,16 +124,32 @@ def perturb_(
     return epsilon_norm
 
 
-def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> Tensor:
-    """Write every gradient divided by the global norm into its buffer and return that norm as a scalar tensor.
+def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Write every gradient, divided by the global norm, into its buffer.
 
     Where the norm is zero, infinite or NaN the buffers are zero, so that no such gradient reaches the weights.
-    ``grads`` are divided in place too.
+    ``grads`` may be divided in place too.
+
+    Args:
+        grads: The gradients.
+        buffers: A tensor of each parameter's shape, strides and type; gradients may differ in the latter two.
+
+    Returns:
+        The norm, and whether it is unusable, as scalar tensors.
     """
     norm = global_norm(grads)
-    usable = torch.isfinite(norm) & (norm > 0)
-    torch._foreach_div_(grads, torch.where(usable, norm, torch.ones_like(norm)))
+    unusable = ~((norm > 0) & (norm < torch.inf))  # NaN is neither
     grads, buffers = _local_shards(grads), _local_shards(buffers)
+    # the fused kernel below walks through memory, so a gradient must lie there as its buffer does
+    grads = [
+        grad if grad.stride() == buffer.stride() and grad.dtype == buffer.dtype else buffer.clone().copy_(grad)
+        for grad, buffer in zip(grads, buffers, strict=True)
+    ]
+    torch._foreach_div_(grads, torch.where(unusable, 1.0, norm))
+    if any(buffer.device.type not in _FUSED_DEVICES for buffer in buffers):
+        for grad, buffer in zip(grads, buffers, strict=True):
+            buffer.copy_(torch.where(unusable, torch.zeros_like(grad), grad))
+        return norm, unusable
     torch._foreach_zero_(buffers)
     # buffer ← buffer + grad, or nothing where the norm is unusable. Multiplying by zero would keep a NaN; the overflow
     # guard of the fused kernel is the one multi-tensor operation that decides on the device.
@@ -123,7 +158,7 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> Tensor:
         grads,
         [None] * len(buffers),
         fused=True,
-        found_inf=(~usable).float(),
+        found_inf=unusable.float(),
         lr=-1.0,
         weight_decay=0.0,
         momentum=0.0,
@@ -131,7 +166,7 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> Tensor:
         nesterov=False,
         maximize=False,
     )
-    return norm
+    return norm, unusable
 
 
 def _local_shards(tensors: list[Tensor]) -> list[Tensor]:

@@ -86,6 +86,8 @@ class GradientVarianceSwitch(PhaseSwitch):
     ``σ²`` is the variance of the last ``window`` gradient norms; ``σ²_init`` is the mean of the window variances
     that lie inside the first ``init_steps`` steps. Fires at the first later step with ``σ² < gamma·σ²_init``.
 
+    Clipping would hide the variance: feed it the norms of unclipped gradients.
+
     >>> switch = GradientVarianceSwitch(window=2, init_steps=2, gamma=0.5)
     >>> [switch.observe_norm(norm) for norm in (1.0, 3.0, 1.5, 2.5)]  # variances 1, 0.5625, 0.25
     [False, False, False, True]
@@ -280,7 +282,7 @@ class FixedSwitch(PhaseSwitch):
         super().__init__()
         if isinstance(at, bool) or not isinstance(at, int | float) or not at >= 0 or (isinstance(at, float) and at > 1):
             raise ValueError(f"at={at!r} must be a step (int ≥ 0) or a share of the run (float in [0, 1]).")
-        self.at = at
+        self.at = int(at) if isinstance(at, int) else float(at)  # a numpy number would make checkpoints unreadable
 
     def observe_step(self, step: int, total_steps: int | None) -> bool:
         """Return whether ``step`` optimizer steps done reach ``at``; a share waits until ``total_steps`` is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,10 @@ from rts_hf.switching import SWITCHES, PhaseSwitch, create_switch
 class TimedOptimizer(Optimizer):
     """Counts its steps, changes its phase once, and keeps both through every way of saving an optimizer.
 
-    Everything that must outlive the process is a plain number or list of numbers under a ``rts_`` key of every
-    parameter group, because groups are what ``torch.save``, accelerate and ``torch.distributed.checkpoint`` all keep,
-    and numbers what all of them accept; a name is kept as its place in its table (-1: not there). The groups and the
-    per-parameter state are the base optimizer's own objects, so nothing is held twice.
+    Everything that must outlive the process is a plain number under a ``rts_`` key of every parameter group, because
+    groups are what ``torch.save``, accelerate and ``torch.distributed.checkpoint`` all keep, and numbers what all of
+    them keep on every rank. A name is kept as its place in its table (-1: not there), a list as numbered entries. The
+    groups and the per-parameter state are the base optimizer's own objects, so nothing is held twice.
 
     Args:
         base_optimizer: Takes the actual steps. Its groups become this optimizer's.
@@ -38,18 +39,19 @@ class TimedOptimizer(Optimizer):
             check_whole("total_steps", total_steps)
         self.base_optimizer = base_optimizer
         self.switch = switch
-        entries = {
+        entries = _numbers(
             **settings,
-            "rts_total_steps": total_steps or 0,  # 0: unknown
-            "rts_step": 0,
-            "rts_switched_at": -1,  # -1: not yet
-            "rts_gradient_evaluations": 0,
-            "rts_pending_norms": [],
+            rts_total_steps=total_steps or 0,  # 0: unknown
+            rts_step=0,
+            rts_switched_at=-1,  # -1: not yet
+            rts_gradient_evaluations=0,
+            rts_pending_norms=[],
             **self._switch_entries(),
-        }
+        )
         self._unread_norms: list[Tensor] = []
         self._warned: set[str] = set()
         super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **entries})
+        self.state.update(base_optimizer.state)  # some optimizers make theirs when they are constructed
         self._share_with_base()
         self._look_at_switch()
         self._warn_if_it_cannot_switch()
@@ -83,6 +85,34 @@ class TimedOptimizer(Optimizer):
         self._look_at_switch()
         return self.switch.fired
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the run was told, without how far it has come: total steps, schedules, switch."""
+        lead = self._lead
+        own = {key: value for key, value in _lists(lead, "rts_").items() if not key.startswith(("state_", "switch_"))}
+        progress = ("step", "switched_at", "gradient_evaluations", "pending_norms")
+        told = {key: value for key, value in own.items() if key not in progress}
+        return {**told, "switch": self.switch.name, **{f"switch_{k}": v for k, v in self.switch.settings().items()}}
+
+    def apply_settings(self, settings: dict[str, Any]) -> None:
+        """Take over what :meth:`settings` of another optimizer returned; position and phase stay.
+
+        A switch of the same kind and settings keeps its state, another one starts anew.
+        """
+        told = {key: value for key, value in settings.items() if not key.startswith("switch")}
+        self._set(**{f"rts_{key}": value for key, value in told.items()})
+        given = {key.removeprefix("switch_"): value for key, value in settings.items() if key.startswith("switch_")}
+        if settings["switch"] != self.switch.name or given != self.switch.settings():
+            self.switch = create_switch(settings["switch"], given)
+        self._look_at_switch()
+
+    def restart(self) -> None:
+        """Go back to the start of a run: no step done, not switched. The base optimizer keeps its momentum."""
+        self._unread_norms = []
+        first = {key: value for key, value in self.defaults.items() if key.startswith("rts_state_")}
+        self.switch.load_state_dict(_lists(first, "rts_state_"))
+        self._set(rts_step=0, rts_switched_at=-1, rts_gradient_evaluations=0, rts_pending_norms=[])
+        self._look_at_switch()
+
     # ---- Counting and switching ----
 
     def _finish_step(self, gradient_evaluations: int, norm: Tensor | None) -> None:
@@ -90,9 +120,9 @@ class TimedOptimizer(Optimizer):
         if self.switch.window and norm is not None:
             self._unread_norms.append(norm)
             # Reading a norm waits for the device, so they are gathered and read once a window.
-            if len(self._lead["rts_pending_norms"]) + len(self._unread_norms) >= self.switch.window:
+            if self._lead["rts_pending_norms_length"] + len(self._unread_norms) >= self.switch.window:
                 self._read_norms()
-                for value in self._lead["rts_pending_norms"]:
+                for value in _lists(self._lead, "rts_")["pending_norms"]:
                     self.switch.observe_norm(value)
                 self._set(rts_pending_norms=[])
         lead = self._lead
@@ -105,7 +135,7 @@ class TimedOptimizer(Optimizer):
     def _read_norms(self) -> None:
         if self._unread_norms:
             read = torch.stack(self._unread_norms).tolist()
-            self._set(rts_pending_norms=[*self._lead["rts_pending_norms"], *read])
+            self._set(rts_pending_norms=[*_lists(self._lead, "rts_")["pending_norms"], *read])
             self._unread_norms = []
 
     def _look_at_switch(self) -> None:
@@ -128,8 +158,9 @@ class TimedOptimizer(Optimizer):
         return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
 
     def _set(self, **entries: Any) -> None:
+        numbers = _numbers(**entries)
         for group in self.param_groups:
-            group.update({key: list(value) if isinstance(value, list) else value for key, value in entries.items()})
+            group.update(numbers)
 
     def _share_with_base(self) -> None:
         self.base_optimizer.param_groups = self.param_groups
@@ -139,7 +170,7 @@ class TimedOptimizer(Optimizer):
         """Add a parameter group; it joins the others' position and phase."""
         super().add_param_group(param_group)
         if len(self.param_groups) > 1:
-            self._set(**_entries(self._lead))
+            self._set(**_own(self._lead))
 
     # ---- Saving, loading, copying ----
 
@@ -163,11 +194,11 @@ class TimedOptimizer(Optimizer):
         self._unread_norms = []
         self._warned = set()
         lead = self._lead
-        self._set(**_entries(lead if "rts_switch" in lead else self.defaults))
+        self._set(**_own(lead if "rts_switch" in lead else self.defaults))
         self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
 
         name = name_at(lead["rts_switch"], SWITCHES)
-        settings = _entries(lead, "rts_switch_")
+        settings = _lists(lead, "rts_switch_")
         if name is None and self.switch.name in SWITCHES:
             raise ValueError(
                 f"The state was saved with a switch of another class than {self.switch!r}, one that this package does "
@@ -175,7 +206,8 @@ class TimedOptimizer(Optimizer):
             )
         if name is not None and (name != self.switch.name or settings != self.switch.settings()):
             self.switch = create_switch(name, settings)
-        self.switch.load_state_dict(_entries(lead, "rts_state_"))
+        self.switch.load_state_dict(_lists(lead, "rts_state_"))
+        self._look_at_switch()
 
     # ---- Warnings ----
 
@@ -206,7 +238,37 @@ def name_at(place: int, table: Mapping[str, Any]) -> str | None:
     return None if place < 0 else list(table)[place]
 
 
-def _entries(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the ``rts_`` entries of a group, or those under one prefix, without it."""
-    start = prefix or "rts_"
-    return {key.removeprefix(prefix): value for key, value in group.items() if key.startswith(start)}
+def _own(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key.startswith("rts_")}
+
+
+def _numbers(**entries: Any) -> dict[str, Any]:
+    """Return the entries with every list spread over numbered ones.
+
+    >>> _numbers(rts_step=3, rts_norms=[0.5, 0.25])
+    {'rts_step': 3, 'rts_norms_length': 2, 'rts_norms_0': 0.5, 'rts_norms_1': 0.25}
+    """
+    spread: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, list):
+            spread[f"{key}_length"] = len(value)
+            spread.update({f"{key}_{position}": item for position, item in enumerate(value)})
+        else:
+            spread[key] = value
+    return spread
+
+
+def _lists(group: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return a group's entries under a prefix, without it, and with numbered ones as the lists they were.
+
+    >>> _lists({"lr": 0.1, "rts_step": 3, "rts_norms_length": 2, "rts_norms_0": 0.5, "rts_norms_1": 0.25}, "rts_")
+    {'step': 3, 'norms': [0.5, 0.25]}
+    """
+    found = {key.removeprefix(prefix): value for key, value in group.items() if key.startswith(prefix)}
+    for name in [key.removesuffix("_length") for key in found if key.endswith("_length")]:
+        numbered = [f"{name}_{position}" for position in range(found.pop(f"{name}_length"))]
+        values = [found[key] for key in numbered]
+        # a list that was longer has left entries behind
+        found = {key: value for key, value in found.items() if not re.fullmatch(rf"{name}_\d+", key)}
+        found[name] = values
+    return found

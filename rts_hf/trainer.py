@@ -18,6 +18,8 @@ from rts_hf.metrics import classification_metrics
 from rts_hf.optimizer import RTSPUGD, unwrap_optimizer
 from rts_hf.second_pass import RandomState, keep_buffers
 
+_STATE_KEY = "RTSTrainer"  # in trainer_state.json, beside the callbacks' states
+
 
 class RTSTrainer(Trainer):
     """A :class:`transformers.Trainer` that trains with RTSPUGD, or with any optimizer timm knows.
@@ -48,6 +50,19 @@ class RTSTrainer(Trainer):
                 f"args is a {type(self.args).__name__}, but RTSTrainer needs an RTSTrainingArguments; it takes the "
                 "same arguments and more."
             )
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        if self.args.is_two_pass and (
+            getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False)
+        ):
+            raise ValueError(
+                "context and sequence parallelism shard a batch in place, so a second pass cannot repeat it; use "
+                "DistributedDataParallel or FSDP2."
+            )
+        if self.args.switch == "generalization_gap" and isinstance(self.eval_dataset, dict):
+            raise ValueError(
+                f"eval_dataset holds {len(self.eval_dataset)} data sets, but switch='generalization_gap' compares with "
+                "one validation loss; pass one data set."
+            )
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 0)
         if self.compute_metrics is None and not self.args.batch_eval_metrics and num_labels >= 2:
             self.compute_metrics = classification_metrics(num_labels)
@@ -59,6 +74,7 @@ class RTSTrainer(Trainer):
         self._since_log = _Sums(("correct", "seen", "sharpness", "perturbed_updates"))
         self._since_evaluation = _Sums(("loss", "updates", "correct", "seen"))
         self._training_figures: dict[str, float] = {}
+        self._sets_horizon = False
 
     @property
     def two_pass_optimizer(self) -> RTSPUGD | None:
@@ -71,9 +87,12 @@ class RTSTrainer(Trainer):
         """Create the optimizer that ``args.opt`` names, with timm's groups: no decay on 1-d parameters."""
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             module: Any = self.model if model is None else model
+            backbone: Any = getattr(module, "timm_model", None)
             # the wrapper's prefix would hide the names in the backbone's own no_weight_decay list
-            backbone = getattr(module, "timm_model", module)
-            self.optimizer = timm.optim.create_optimizer_v2(backbone, **self.args.optimizer_arguments())
+            is_all = isinstance(backbone, nn.Module) and set(backbone.parameters()) == set(module.parameters())
+            self.optimizer = timm.optim.create_optimizer_v2(
+                backbone if is_all else module, **self.args.optimizer_arguments()
+            )
         return super().create_optimizer(model)
 
     def create_scheduler(
@@ -82,7 +101,10 @@ class RTSTrainer(Trainer):
         """Create the learning rate's scheduler, and tell the optimizer how long the run is."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         rts = self.two_pass_optimizer
-        if rts is not None and rts.total_steps is None:
+        if rts is not None and (rts.total_steps is None or self._sets_horizon):
+            if self._sets_horizon and self.state.global_step == 0:
+                rts.restart()  # a second call of train(), or another try with a smaller batch
+            self._sets_horizon = True
             rts.total_steps = num_training_steps
         by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0
         if rts is not None and by_epoch:
@@ -120,6 +142,41 @@ class RTSTrainer(Trainer):
         if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
             return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]
         return []
+
+    # ---- Checkpoints ----
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # what the gap switch has heard of an epoch that is not over belongs to the state of the run
+        states: Any = self.state.stateful_callbacks
+        states[_STATE_KEY] = {"args": {}, "attributes": self._since_evaluation.peek(self.accelerator)}
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        rts = self.two_pass_optimizer
+        wanted = None if rts is None else rts.settings()
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        states: Any = self.state.stateful_callbacks
+        kept = states.get(_STATE_KEY)
+        if kept is not None:
+            self._since_evaluation.put(kept["attributes"], is_main=self.accelerator.is_main_process)
+        if rts is not None and wanted is not None:
+            self._reconcile(rts, wanted, checkpoint)
+
+    def _reconcile(self, rts: RTSPUGD, wanted: dict[str, Any], checkpoint: str) -> None:
+        """Refuse to go on with other settings than the checkpoint's, unless that is meant."""
+        loaded = rts.settings()
+        changed = [name for name in wanted if wanted[name] != loaded.get(name)]
+        if not changed:
+            return
+        if not self.args.override_schedule:
+            difference = ", ".join(f"{name} {loaded.get(name)} → {wanted[name]}" for name in changed)
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({difference}); use the same, "
+                "or set override_schedule=True (--override_schedule) if the change is meant."
+            )
+        rts.apply_settings(wanted)
 
     # ---- The two passes ----
 
@@ -181,8 +238,9 @@ class RTSTrainer(Trainer):
         """Return the loss, and count the first pass's correct predictions for the training accuracy."""
         labels = inputs.get("labels")
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training and not self._in_second_pass and labels is not None:
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+        logits = outputs.get("logits") if isinstance(outputs, dict) else None
+        is_first_pass = model.training and not self._in_second_pass
+        if is_first_pass and labels is not None and logits is not None and labels.shape == logits.shape[:-1]:
             counts = {"correct": (logits.detach().argmax(-1) == labels).sum(), "seen": labels.numel()}
             self._since_log.add(**counts)
             self._since_evaluation.add(**counts)
@@ -253,11 +311,20 @@ class _Sums:
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value
 
+    def put(self, totals: dict[str, float], *, is_main: bool) -> None:
+        """Go on from sums over all processes, which the main one holds from now on."""
+        self._sums = {name: totals[name] if is_main else 0.0 for name in self._sums}
+
     def take(self, accelerator: Any) -> dict[str, float]:
         """Return the sums over all processes as Python numbers, and start again at zero."""
+        total = self.peek(accelerator)
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        return total
+
+    def peek(self, accelerator: Any) -> dict[str, float]:
+        """Return the sums over all processes as Python numbers."""
         values = [
             torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in self._sums.values()
         ]
         total = accelerator.reduce(torch.stack(values), reduction="sum").tolist()
-        self._sums = dict.fromkeys(self._sums, 0.0)
         return dict(zip(self._sums, total, strict=True))

@@ -74,6 +74,7 @@ def test_pugd_on_the_command_line_is_the_plain_one(tmp_path: Path, opt: str, tim
             {"switch": "generalization_gap", "eval_strategy": "no", "load_best_model_at_end": False},
             "eval_strategy='no'",
         ),
+        ({"switch": "gradient_variance", "max_grad_norm": 1.0}, "max_grad_norm=1.0 clips the gradients"),
         ({"overwrite": True, "resume_from_checkpoint": "last"}, "overwrite=True deletes"),
     ],
 )

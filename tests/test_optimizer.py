@@ -128,7 +128,7 @@ def test_equals_the_equations_in_float64(radius: str) -> None:
     assert optimizer.stats()["gradient_evaluations"] == 40
 
 
-@pytest.mark.parametrize("base", ["sgd", "momentum", "adamw", "nadamw", "lion"])
+@pytest.mark.parametrize("base", ["sgd", "momentum", "adamw", "nadamw", "lion", "adagrad", "adafactor", "muon"])
 def test_before_the_switch_it_is_the_base_optimizer_bit_for_bit(base: str) -> None:
     batches = make_batches(15, torch.float32)
     plain, net = make_net(dtype=torch.float32), make_net(dtype=torch.float32)
@@ -275,6 +275,7 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     before = [w.view(torch.uint8) for w in weights(net)]
     batch = make_batches(1, dtype)[0]
     for _ in range(5):
+        optimizer.zero_grad()
         loss_of(net, batch).backward()
         with optimizer.perturbed():
             assert not any(
@@ -316,6 +317,20 @@ def test_perturbed_weights_are_never_saved_in_the_state() -> None:
     loop(net, optimizer, batches)
     entries = {key for state in optimizer.state_dict()["state"].values() for key in state}
     assert entries == {"momentum_buffer"}
+
+
+def test_perturbing_every_micro_batch_warns() -> None:
+    net, batches = make_net(), make_batches(2)
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, **ALWAYS)
+    loss_of(net, batches[0]).backward()
+    with optimizer.perturbed():
+        loss_of(net, batches[0]).backward()
+    with pytest.warns(UserWarning, match="scales the first gradients twice"), optimizer.perturbed():
+        loss_of(net, batches[1]).backward()
+    optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop(net, optimizer, batches)
 
 
 def test_misuse_is_refused() -> None:
@@ -405,6 +420,58 @@ def test_sparse_gradients_are_refused() -> None:
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse=False"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "grad_dtype"])
+def test_gradients_may_lie_in_memory_otherwise_than_their_parameters(layout: str) -> None:
+    torch.manual_seed(0)
+    value = {
+        "transposed": torch.randn(4, 3).t(),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "grad_dtype": torch.randn(3, 4).bfloat16(),
+    }[layout]
+    weight, before = nn.Parameter(value), value.clone()
+    grad = torch.randn(weight.shape)
+    if layout == "grad_dtype":
+        weight.grad_dtype = torch.float32
+    weight.grad = grad.clone()
+    optimizer = RTSPUGD([weight], lr=1.0, base="momentum", momentum=0.0, switch=None, total_steps=5, scale="constant")
+    with optimizer.perturbed():
+        pass
+    optimizer.step()
+    tolerance = 2e-2 if layout == "grad_dtype" else 1e-6
+    torch.testing.assert_close((before - weight.detach()).float(), grad / grad.norm(), rtol=0, atol=tolerance)
+
+
+def test_stats_count_unusable_gradients() -> None:
+    net = make_net()
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, **ALWAYS)
+    loop(net, optimizer, make_batches(2))
+    (0 * loss_of(net, make_batches(1)[0])).backward()
+    with optimizer.perturbed():
+        pass
+    optimizer.step()
+    assert optimizer.stats()["unusable_gradients"] == 1
+
+
+def test_no_warning_about_a_missing_second_gradient_where_every_lr_is_zero() -> None:
+    net = make_net()
+    optimizer = RTSPUGD(net.parameters(), lr=0.0, **ALWAYS)
+    loss_of(net, make_batches(1)[0]).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+def test_repr_is_readable() -> None:
+    text = repr(RTSPUGD(make_net().parameters(), lr=0.1, **ALWAYS))
+    assert text.startswith("RTSPUGD(base=SGD, method='pugd', radius=AlphaSchedule(strategy='cosine_annealing'")
+    assert "phase='pugd', step=0 of 20" in text
+
+
+def test_complex_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="complex"):
+        RTSPUGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1)
 
 
 def test_tied_parameters_are_perturbed_once() -> None:
@@ -542,6 +609,7 @@ def test_stats_are_plain_numbers() -> None:
         ({"base": "rts_pugd"}, ValueError, "itself a two-pass optimizer"),
         ({"base": "sam"}, ValueError, "itself a two-pass optimizer"),
         ({"base": "lookahead_sgd"}, ValueError, "lookahead_rts_pugd"),
+        ({"base": "adahessian"}, ValueError, "differentiates the gradient"),
         ({"method": "gsam"}, ValueError, "method='gsam'"),
         ({"radios": 0.1}, TypeError, "radios"),
         ({"lr": -1.0}, ValueError, "learning rate"),

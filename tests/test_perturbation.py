@@ -34,7 +34,8 @@ def test_epsilon(name: str) -> None:
 def test_unit_gradients(dtype: torch.dtype) -> None:
     grads = [torch.tensor([3.0], dtype=dtype), torch.tensor([[0.0, -4.0]], dtype=dtype)]
     buffers = [torch.full_like(grad, torch.nan) for grad in grads]
-    assert unit_gradients(grads, buffers).item() == 5.0
+    norm, unusable = unit_gradients(grads, buffers)
+    assert (norm.item(), unusable.item()) == (5.0, False)
     torch.testing.assert_close(buffers[0].float(), torch.tensor([0.6]), rtol=0, atol=torch.finfo(dtype).eps)
     torch.testing.assert_close(buffers[1].float(), torch.tensor([[0.0, -0.8]]), rtol=0, atol=torch.finfo(dtype).eps)
 
@@ -118,7 +119,7 @@ def test_a_handful_of_operations_whatever_the_number_of_tensors() -> None:
     counts = {}
     for depth in (2, 40):
         net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
-        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", foreach=True, switch="fixed", total_steps=9)
+        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", foreach=True, switch=None, total_steps=9)
         for _ in range(3):
             net(torch.ones(2, 4)).square().mean().backward()
             with CountOperations() as counter, optimizer.perturbed():

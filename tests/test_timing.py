@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -172,6 +173,57 @@ def test_the_checkpoints_settings_win_as_everywhere_in_torch(switch: PhaseSwitch
     assert other.total_steps == 10
     assert other.radius_schedule == saved.radius_schedule
     assert other.state_dict() == saved.state_dict()
+
+
+def test_a_plain_optimizers_state_does_not_stop_perturbing_from_the_start() -> None:
+    net, _ = make()
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=9)
+    optimizer.load_state_dict(create_optimizer_v2(net.parameters(), opt="sgd", lr=0.1).state_dict())
+    assert optimizer.perturbing
+    assert optimizer.switch_step == 0
+
+
+@pytest.mark.parametrize("at", [np.float64(0.5), np.float32(0.5)])
+def test_numpy_settings_do_not_make_a_checkpoint_unreadable(at: float) -> None:
+    net, _ = make()
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=FixedSwitch(float(at)), total_steps=9)
+    assert through_torch_save(optimizer.state_dict())["param_groups"][0]["rts_switch_at"] == 0.5
+    if isinstance(at, float):
+        numpy_settings = RTSPUGD(net.parameters(), lr=0.1, switch="fixed", switch_at=at, radius_beta_max=at)
+        through_torch_save(numpy_settings.state_dict())
+
+
+def test_restart_goes_back_to_the_start() -> None:
+    net, optimizer = make()
+    first = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    train(net, optimizer, 0, 11)
+    assert optimizer.phase == "pugd"
+    optimizer.restart()
+    shown = [
+        {k: v for k, v in group.items() if k.split("_")[-1] != "0"} for group in optimizer.state_dict()["param_groups"]
+    ]
+    assert optimizer.phase == "sgd"
+    assert optimizer.switch.state_dict() == GradientVarianceSwitch(window=4, init_steps=4, gamma=1.5).state_dict()
+    assert all(
+        group[key] == value
+        for group, old in zip(shown, first, strict=True)
+        for key, value in old.items()
+        if key in group and key != "params"
+    )
+
+
+def test_settings_may_be_changed_on_the_way() -> None:
+    net, optimizer = make()
+    train(net, optimizer, 0, 3)
+    longer = {**optimizer.settings(), "total_steps": 48, "radius": "constant", "radius_beta_max": 0.25}
+    optimizer.apply_settings(longer)
+    assert optimizer.settings() == longer
+    assert (optimizer.total_steps, optimizer.radius_schedule(0.3), optimizer.switch.steps_seen) == (48, 0.25, 0)
+    assert optimizer.stats()["step"] == 3
+    train(net, optimizer, 3, 5)
+    optimizer.apply_settings({**longer, "switch_gamma": 0.1})
+    assert repr(optimizer.switch) == "GradientVarianceSwitch(window=4, init_steps=4, gamma=0.1)"
+    assert longer["method"] == "pugd"
 
 
 def test_a_switch_of_ones_own() -> None:

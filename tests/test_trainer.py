@@ -372,6 +372,122 @@ def test_groups_are_timms(tmp_path: Path) -> None:
     assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
 
 
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_training_stop = state.global_step == self.step
+        return control
+
+
+SWITCHES_TO_RESUME = {
+    "fixed": {"switch": "fixed", "switch_at": "7"},
+    "gradient_variance": {
+        "switch": "gradient_variance", "switch_window": 3, "switch_init_steps": 3, "switch_gamma": 50.0,
+    },
+    "generalization_gap": {
+        "switch": "generalization_gap", "switch_base_epochs": 1, "switch_every": 1, "switch_mu": 1e-6,
+        "eval_strategy": "epoch", "num_train_epochs": 3,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [2, 5, 9])
+@pytest.mark.parametrize("name", SWITCHES_TO_RESUME)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, stop: int) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 100, **SWITCHES_TO_RESUME[name]}
+
+    def make(folder: str, *callbacks: TrainerCallback) -> RTSTrainer:
+        model = make_model("test_vit", drop_rate=0.2)
+        return make_trainer(tmp_path / folder, model, callbacks=list(callbacks), **settings)
+
+    whole = make("whole")
+    whole.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make("parts", StopAt(stop)).train()
+    resumed = make("parts")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{stop}"))
+    assert whole.switched_at() == resumed.switched_at() is not None
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    figures = [{k: entry[k] for k in ("step", "loss", "alpha_r", "phase")} for entry in training_logs(whole)]
+    assert [{k: entry[k] for k in ("step", "loss", "alpha_r", "phase")} for entry in training_logs(resumed)] == figures
+
+
+def test_resuming_with_other_settings_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 100, "switch": "fixed", "switch_at": "0"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_trainer(tmp_path, callbacks=[StopAt(4)], **settings).train()
+    last = str(tmp_path / "checkpoint-4")
+    changed = {**settings, "num_train_epochs": 3, "radius": "sine_heating", "radius_beta_max": 0.5}
+    with pytest.raises(
+        ValueError, match=r"radius cosine_annealing → sine_heating.*total_steps 14 → 21.*override_schedule"
+    ):
+        make_trainer(tmp_path, **changed).train(resume_from_checkpoint=last)
+    trainer = make_trainer(tmp_path, override_schedule=True, **changed)
+    trainer.train(resume_from_checkpoint=last)
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    assert rts.stats()["step"] == rts.total_steps == 21
+    assert training_logs(trainer)[-1]["alpha_r"] == 0.5
+
+
+def test_a_plain_sgd_checkpoint_goes_on_with_rts_pugd(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 100}
+    make_trainer(tmp_path, opt="sgd", callbacks=[StopAt(4)], **settings).train()
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0", **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert trainer.gradient_evaluations == 20
+
+
+def test_training_again_starts_the_schedules_again(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, switch="fixed", switch_at="0.5")
+    trainer.train()
+    trainer.train()
+    rts = trainer.two_pass_optimizer
+    assert rts is not None
+    assert (rts.stats()["step"], rts.total_steps, trainer.switched_at(), trainer.gradient_evaluations) == (
+        14,
+        14,
+        7,
+        21,
+    )
+
+
+def test_parameters_outside_the_backbone_are_trained_too(tmp_path: Path) -> None:
+    model = make_model()
+    model.extra = torch.nn.Linear(3, 3)
+    groups = make_trainer(tmp_path, model).create_optimizer().param_groups
+    optimized = {id(p) for group in groups for p in group["params"]}
+    assert all(id(p) in optimized for p in model.parameters())
+
+
+def test_labels_that_are_not_classes_get_no_accuracy(tmp_path: Path) -> None:
+    class Soft(Images):
+        def __getitem__(self, index: int) -> dict:
+            item = super().__getitem__(index)
+            return {**item, "labels": torch.nn.functional.one_hot(item["labels"], 3).float()}
+
+    model = make_model()
+    model.config.problem_type = "multi_label_classification"
+    trainer = make_trainer(tmp_path, model, Soft(), max_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    assert all("accuracy" not in entry for entry in training_logs(trainer))
+
+
+def test_several_evaluation_sets_are_refused_for_the_gap_switch(tmp_path: Path) -> None:
+    arguments = make_arguments(tmp_path, switch="generalization_gap", eval_strategy="epoch")
+    with pytest.raises(ValueError, match="eval_dataset holds 2 data sets"):
+        RTSTrainer(
+            model=make_model(), args=arguments, train_dataset=Images(), eval_dataset={"a": Images(), "b": Images()}
+        )
+
+
 def test_a_run_that_never_switches_says_so(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, switch="fixed", switch_at="1.0")
     with pytest.warns(UserWarning, match=r"FixedSwitch\(at=1.0\) never fired: this run was plain sgd"):
