@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rts_hf.optimizer import RTSPUGD, unwrap_optimizer
+from rts_hf.optimizer import RTSPUGD
 from rts_hf.registration import register_with_timm
 from rts_hf.schedules import AlphaSchedule
 from rts_hf.second_pass import RandomState, keep_buffers
 from rts_hf.small_image import SMALL_IMAGE_VARIANTS  # its import registers the models with timm
 from rts_hf.switching import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch
+from rts_hf.unwrapping import unwrap_optimizer
 
 if TYPE_CHECKING:
     from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from rts_hf.optimizer import unwrap_optimizer
+from rts_hf.unwrapping import unwrap_optimizer
 
 _HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import timm.optim
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
+from rts_hf.bases import create_base
 from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, unit_gradients
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
 from rts_hf.switching import PhaseSwitch, create_switch
@@ -101,7 +100,7 @@ class RTSPUGD(TimedOptimizer):
             check_whole("total_steps", total_steps)
         self._forget_transient()
         super().__init__(
-            _create_base(params, base, lr, base_kwargs),
+            create_base(params, base, lr, base_kwargs),
             ready_switch,
             total_steps,
             {
@@ -392,47 +391,9 @@ class RTSPUGD(TimedOptimizer):
             )
 
 
-def _create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) -> Optimizer:
-    if base.lower().startswith("lookahead_"):
-        raise ValueError(
-            f"base={base!r}: Lookahead goes around this optimizer, not inside; use opt='lookahead_rts_pugd'."
-        )
-    name = base.lower().split("_")[-1]
-    if name not in timm.optim.list_optimizers():
-        raise ValueError(f"base={base!r} is not an optimizer timm knows; see timm.optim.list_optimizers().")
-    info = timm.optim.get_optimizer_info(name)
-    if isinstance(info.opt_class, type) and issubclass(info.opt_class, RTSPUGD):
-        raise ValueError(f"base={base!r} is itself a two-pass optimizer; choose a plain one, for instance base='sgd'.")
-    if info.second_order:
-        raise ValueError(f"base={base!r} differentiates the gradient it gets, which here has no graph; choose another.")
-    try:
-        optimizer = timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
-    except TypeError as error:
-        raise TypeError(f"base={base!r} refuses its arguments {sorted(base_kwargs)}: {error}") from error
-    if any(param.is_complex() for group in optimizer.param_groups for param in group["params"]):
-        raise ValueError(
-            "params holds complex tensors, which RTSPUGD does not support; hold their real and imaginary "
-            "parts as two real ones."
-        )
-    return optimizer
-
-
 def _named_schedule(name: str, strategy: str, beta_min: float, beta_max: float) -> AlphaSchedule:
     try:
         return AlphaSchedule(strategy, beta_min, beta_max)
     except ValueError as error:
         message = str(error).replace("beta_", f"{name}_beta_").replace("strategy=", f"{name}=")
         raise ValueError(message) from error
-
-
-def unwrap_optimizer(optimizer: Any) -> RTSPUGD | None:
-    """Return the RTSPUGD inside accelerate's or timm's wrappers, or None where there is none.
-
-    >>> import timm, torch
-    >>> wrapped = timm.optim.create_optimizer_v2(torch.nn.Linear(2, 2), opt="lookahead_rts_pugd", lr=0.1)
-    >>> type(unwrap_optimizer(wrapped)).__name__
-    'RTSPUGD'
-    """
-    while optimizer is not None and not isinstance(optimizer, RTSPUGD):
-        optimizer = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_base_optimizer", None)
-    return optimizer

@@ -19,7 +19,18 @@ from rts_hf.models import needs_rts_hf
 from rts_hf.run_folder import FORMAT
 from rts_hf.trainer import RTSTrainer
 
-_LEFT_OUT = frozenset({"output_dir", "overwrite", "resume_from_checkpoint", "cache_dir", "accelerator_config"})
+# Places, and arguments whose default the command line spells otherwise than the class
+_LEFT_OUT = frozenset(
+    {
+        "accelerator_config",
+        "cache_dir",
+        "debug",
+        "include_num_input_tokens_seen",
+        "output_dir",
+        "overwrite",
+        "resume_from_checkpoint",
+    }
+)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate", "datasets", "evaluate", "rts_hf")
 
 

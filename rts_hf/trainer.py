@@ -15,8 +15,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.metrics import classification_metrics
-from rts_hf.optimizer import RTSPUGD, unwrap_optimizer
+from rts_hf.optimizer import RTSPUGD
 from rts_hf.second_pass import RandomState, keep_buffers
+from rts_hf.unwrapping import unwrap_optimizer
 
 _STATE_KEY = "RTSTrainer"  # in trainer_state.json, beside the callbacks' states
 

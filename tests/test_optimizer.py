@@ -469,11 +469,6 @@ def test_repr_is_readable() -> None:
     assert "phase='pugd', step=0 of 20" in text
 
 
-def test_complex_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="complex"):
-        RTSPUGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))], lr=0.1)
-
-
 def test_tied_parameters_are_perturbed_once() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
