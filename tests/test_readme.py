@@ -5,8 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+import rts_hf
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -22,23 +26,20 @@ def test_example_runs(example: str, tmp_path: Path) -> None:
         assert result.stdout.split() == ["pugd", "63"]  # 21 plain updates and 21 perturbed ones
 
 
-def test_closure_example() -> None:
-    import torch
-
-    import rts_hf
-
+def names_of_a_small_loop() -> dict[str, Any]:
     model = torch.nn.Linear(2, 1)
-    names = {
-        "model": model,
-        "x": torch.ones(4, 2),
-        "y": torch.zeros(4, 1),
-        "loss_fn": torch.nn.functional.mse_loss,
-        "optimizer": rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5),
-    }
-    (example,) = [code for code in EXAMPLES if "loss_fn" in code]
+    x, y = torch.ones(4, 2), torch.zeros(4, 1)
+    optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5)
+    names = {"model": model, "x": x, "y": y, "optimizer": optimizer, "windows": [[(x, y), (x, y)]] * 3}
+    return {**names, "loss_fn": torch.nn.functional.mse_loss}
+
+
+@pytest.mark.parametrize(("words", "evaluations"), [("def closure", 2), ("for window in windows", 6)])
+def test_loop_example(words: str, evaluations: int) -> None:
+    names = names_of_a_small_loop()
+    (example,) = [code for code in EXAMPLES if words in code]
     exec(example, names)
-    assert names["loss"] > 0
-    assert names["optimizer"].stats()["gradient_evaluations"] == 2
+    assert names["optimizer"].stats()["gradient_evaluations"] == evaluations
 
 
 def test_ci_ends_with_the_readmes_test_command() -> None:
