@@ -187,6 +187,13 @@ class RTSTrainingArguments(TrainingArguments):
     same_dropout: bool = field(
         default=True, metadata={"help": "Draw the same dropout and stochastic depth in both passes."}
     )
+    sync_first_pass: bool = field(
+        default=True,
+        metadata={
+            "help": "Average the first pass's gradients over processes before perturbing. Without it each process "
+            "climbs its own gradient (m-sharpness), and an update averages once instead of twice."
+        },
+    )
     override_schedule: bool = field(
         default=False,
         metadata={"help": "Resume with other optimizer settings or another length than the checkpoint's."},
@@ -315,6 +322,12 @@ class RTSTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
                 "DistributedDataParallel or FSDP2."
+            )
+        if not self.sync_first_pass and (self.fsdp or self.ddp_static_graph):
+            given = f"fsdp={self.fsdp!r}" if self.fsdp else "ddp_static_graph=True"
+            raise ValueError(
+                f"sync_first_pass=False leaves gradients on their process, which {given} does not allow; use plain "
+                "DistributedDataParallel, or sync_first_pass=True."
             )
         if self.switch == "gradient_variance" and self.max_grad_norm > 0:
             raise ValueError(

@@ -195,7 +195,9 @@ class RTSTrainer(Trainer):
     ) -> Tensor:
         """Run the first pass over a micro-batch and, at the end of the update's window, the second over them all."""
         state = RandomState(self.args.device) if self._window_perturbs and self.args.same_dropout else None
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        stays_local = self._window_perturbs and not self.args.sync_first_pass
+        with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         ends_window = self.accelerator.sync_gradients
         self._since_evaluation.add(loss=loss, updates=int(ends_window))
         rts = self.two_pass_optimizer

@@ -75,6 +75,7 @@ def test_pugd_on_the_command_line_is_the_plain_one(tmp_path: Path, opt: str, tim
             "eval_strategy='no'",
         ),
         ({"switch": "gradient_variance", "max_grad_norm": 1.0}, "max_grad_norm=1.0 clips the gradients"),
+        ({"sync_first_pass": False, "ddp_static_graph": True}, "ddp_static_graph=True does not allow"),
         ({"overwrite": True, "resume_from_checkpoint": "last"}, "overwrite=True deletes"),
     ],
 )
