@@ -174,6 +174,12 @@ def _clear(folder: Path, overwrite: bool) -> str | None:
             f"output_dir={str(folder)!r} holds another run ({', '.join(sorted(path.name for path in own)[:4])}); name "
             "another folder, go on with --resume_from_checkpoint last, or delete that run with --overwrite."
         )
+    is_run = any((folder / name).exists() for name in (RECORD_NAME, STATE_NAME)) or any(map(_is_checkpoint, own))
+    if own and not is_run:
+        return (
+            f"output_dir={str(folder)!r} holds no run, but files that this one would replace "
+            f"({', '.join(sorted(path.name for path in own))}); name another folder, or move them away."
+        )
     for path in own:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +188,10 @@ def _clear(folder: Path, overwrite: bool) -> str | None:
 
 def _is_own_folder(path: Path) -> bool:
     return path.is_dir() and _OWN_FOLDERS.fullmatch(path.name) is not None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and path.name.startswith("checkpoint-")
 
 
 def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> dict[str, float]:

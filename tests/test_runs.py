@@ -213,6 +213,18 @@ def test_free_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert free_folder("owner/pets-resnet18-sgd") == "runs/owner_pets-resnet18-sgd-2"
 
 
+def test_overwriting_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, overwrite=True)
+    with pytest.raises(ValueError, match=r"holds no run, but files that this one would replace \(README.md\)"):
+        prepare_folder(arguments)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine too")
+    assert prepare_folder(arguments) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     for step in (5, 40):
         (tmp_path / f"checkpoint-{step}").mkdir()
