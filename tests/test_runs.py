@@ -37,13 +37,13 @@ def launch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def main_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
-    """The README's command, in an empty folder: (run folder, console output, seconds)."""
+    """The README's command, in an empty folder: (run folder, errors and then console output, seconds)."""
     folder = tmp_path_factory.mktemp("user")
     started = time.monotonic()
     result = launch(folder, "--opt", "rts_pugd")
     seconds = time.monotonic() - started
     assert result.returncode == 0, result.stderr
-    return folder / "runs" / "digits-resnet_micro_small-rts_pugd", result.stdout + result.stderr, seconds
+    return folder / "runs" / "digits-resnet_micro_small-rts_pugd", result.stderr + result.stdout, seconds
 
 
 def test_main_job_learns_digits_within_two_minutes(main_job: tuple[Path, str, float]) -> None:
