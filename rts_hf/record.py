@@ -55,7 +55,7 @@ def describe_run(
     config = model.config
     optimizer = describe_optimizer(trainer)
     best = None
-    if state.best_metric is not None:
+    if state.best_metric is not None and args.load_best_model_at_end:
         best = {"metric": args.metric_for_best_model, "value": state.best_metric, "step": state.best_global_step}
     return _plain(
         {

@@ -92,6 +92,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     trainer = create_trainer(model, data, training_args)
     if trainer.is_world_process_zero():
         print(_introduction(model, data, training_args), flush=True)
+    clear_folder(training_args)  # not before: an argument that is refused must cost nobody a run
     trainer.train(resume_from_checkpoint=checkpoint)
 
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
@@ -156,14 +157,14 @@ def prepare_folder(training_args: RTSTrainingArguments) -> str | None:
         return last
     error: list[Any] = [None]
     if training_args.process_index == 0:
-        error[0] = _clear(folder, training_args.overwrite)
+        error[0] = _obstacle(folder, training_args.overwrite)
     if broadcast_object_list(error)[0] is not None:
         raise ValueError(error[0])
     return None
 
 
-def _clear(folder: Path, overwrite: bool) -> str | None:
-    """Delete the run in the folder if that is wanted; else return what is in the way."""
+def _obstacle(folder: Path, overwrite: bool) -> str | None:
+    """Return what is in the way of a run in the folder, or None."""
     own = []
     if folder.is_dir():
         own = [path for path in folder.iterdir() if path.name in _OWN_FILES or _is_own_folder(path)]
@@ -180,10 +181,18 @@ def _clear(folder: Path, overwrite: bool) -> str | None:
             f"output_dir={str(folder)!r} holds no run, but files that this one would replace "
             f"({', '.join(sorted(path.name for path in own))}); name another folder, or move them away."
         )
-    for path in own:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
     return None
+
+
+def clear_folder(training_args: RTSTrainingArguments) -> None:
+    """Delete the run that :func:`prepare_folder` found, where ``overwrite`` is set; called when all else is ready."""
+    folder = Path(str(training_args.output_dir))
+    if training_args.process_index == 0 and training_args.overwrite and folder.is_dir():
+        for path in [path for path in folder.iterdir() if path.name in _OWN_FILES or _is_own_folder(path)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _is_own_folder(path: Path) -> bool:

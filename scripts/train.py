@@ -17,5 +17,5 @@ if __name__ == "__main__":
     try:
         arguments = parse_arguments(sys.argv[1:], description=__doc__)
         train(*arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -21,7 +21,7 @@ from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments, load_dat
 from rts_hf.figures import draw_run_figures
 from rts_hf.hub import write_card
 from rts_hf.run_folder import read_record
-from rts_hf.runs import free_folder, prepare_folder
+from rts_hf.runs import clear_folder, free_folder, prepare_folder
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 SHORT = ["--max_train_samples", "120", "--max_eval_samples", "40", "--num_train_epochs", "3", "--image_size", "8"]
@@ -222,6 +222,10 @@ def test_overwriting_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine too")
     assert prepare_folder(arguments) is None
+    with pytest.raises(ValueError, match="nowhere"):
+        train(ModelArguments(), DataArguments(dataset="nowhere"), arguments)
+    assert (tmp_path / "run.json").exists()
+    clear_folder(arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
