@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +43,8 @@ class DatasetPreset:
         image_size: side in pixels to train at.
         horizontal_flip: whether a mirrored image is of the same class.
         num_classes: classes of `label_column`.
+        known_classes: names that are among these classes; by them a copy of the data set is told from other images
+            in columns of the same names.
         other_columns: further columns of the repository.
     """
 
@@ -56,6 +59,7 @@ class DatasetPreset:
     image_size: int
     horizontal_flip: bool
     num_classes: int
+    known_classes: tuple[str, ...] = ()
     other_columns: tuple[str, ...] = ()
 
 
@@ -79,6 +83,7 @@ PRESETS = _presets(
         image_size=32,
         horizontal_flip=True,
         num_classes=10,
+        known_classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     DatasetPreset(
         *("cifar100", "uoft-cs/cifar100", "img", "fine_label", "train", "test"),
@@ -87,6 +92,7 @@ PRESETS = _presets(
         image_size=32,
         horizontal_flip=True,
         num_classes=100,
+        known_classes=("apple", "aquarium_fish", "baby", "lawn_mower", "willow_tree", "worm"),
         other_columns=("coarse_label",),
     ),
     # The repository has no test split; accuracies on Tiny ImageNet are those of its `valid` split.
@@ -97,6 +103,7 @@ PRESETS = _presets(
         image_size=64,
         horizontal_flip=True,
         num_classes=200,
+        known_classes=("n01443537", "n01629819", "n01641577"),
     ),
 )
 
@@ -137,7 +144,8 @@ def open_source(dataset: str, config: str | None = None, cache_dir: str | None =
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", dataset):
             logger.warning("dataset=%r is a local folder: it is read, the Hub is not asked for that id.", dataset)
         name = folder.resolve().name
-        return Source(name, name, _open_folder(dataset, folder, config, cache_dir), None)
+        with _without_bars():
+            return Source(name, name, _open_folder(dataset, folder, config, cache_dir), None)
     if preset is None:
         preset = next((known for known in PRESETS.values() if known.hub_id == dataset), None)
     hub_id = dataset if preset is None else preset.hub_id
@@ -158,6 +166,21 @@ def open_source(dataset: str, config: str | None = None, cache_dir: str | None =
         _load(dataset, hub_id, config, cache_dir),
         preset,
     )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the bars of `datasets`: for a local folder they speak of downloads that there are not."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled() or datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is not None:
+        yield  # hidden already, or set for good by the user's environment
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **options: Any) -> Mapping[str, Any]:
@@ -255,11 +278,12 @@ def _digits() -> Mapping[str, Any]:
 
 
 def match_preset(features: Mapping[str, Any]) -> DatasetPreset | None:
-    """The preset whose repository has exactly these columns and this number of classes."""
+    """The preset whose repository has exactly these columns, this number of classes, and its own among their names."""
     for preset in PRESETS.values():
         columns = {preset.image_column, preset.label_column, *preset.other_columns}
         if preset.hub_id is None or set(features) != columns:
             continue
-        if getattr(features[preset.label_column], "num_classes", None) == preset.num_classes:
+        names = getattr(features[preset.label_column], "names", None) or []
+        if len(names) == preset.num_classes and set(preset.known_classes) <= set(names):
             return preset
     return None

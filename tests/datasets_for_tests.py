@@ -13,16 +13,25 @@ import pytest
 
 from rts_hf.sources import PRESETS
 
+HUB_PRESETS = [name for name, preset in PRESETS.items() if preset.hub_id is not None]
+ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def class_names(preset: str, filler: str) -> list[str]:
+    """The classes of a preset that `match_preset` looks for, filled up to their number."""
+    known = PRESETS[preset].known_classes
+    return [*known, *(filler.format(i) for i in range(PRESETS[preset].num_classes - len(known)))]
+
 
 # (columns in the repository's order, {label column: class names})
 SCHEMAS: dict[str, tuple[str, dict[str, list[str]]]] = {
     "cifar10": ("img", {"label": CIFAR10_CLASSES}),
     "cifar100": (
         "img",
-        {"fine_label": [f"fine_{i}" for i in range(100)], "coarse_label": [f"coarse_{i}" for i in range(20)]},
+        {"fine_label": class_names("cifar100", "fine_{}"), "coarse_label": [f"coarse_{i}" for i in range(20)]},
     ),
-    "tiny_imagenet": ("image", {"label": [f"n{i:08d}" for i in range(200)]}),
+    "tiny_imagenet": ("image", {"label": class_names("tiny_imagenet", "n{:08d}")}),
 }
 
 

@@ -8,11 +8,10 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from datasets_for_tests import CIFAR10_CLASSES, noise, picture, png, table
+from datasets_for_tests import ANIMALS, CIFAR10_CLASSES, noise, picture, png, table
 
 from rts_hf.columns import ImageRows, choose_columns, read_labels, to_rgb
 
-ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
 INT, STRING, FLOAT = (datasets.Value(kind) for kind in ("int64", "string", "float32"))
 
 

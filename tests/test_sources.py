@@ -11,6 +11,8 @@ import datasets
 import numpy as np
 import pytest
 from datasets_for_tests import (
+    ANIMALS,
+    HUB_PRESETS,
     SCHEMAS,
     noise,
     picture,
@@ -22,9 +24,6 @@ from datasets_for_tests import (
 )
 
 from rts_hf.sources import PRESETS, match_preset, open_source
-
-HUB_PRESETS = [name for name, preset in PRESETS.items() if preset.hub_id is not None]
-ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
 
 
 @pytest.fixture
@@ -183,9 +182,42 @@ def test_only_the_exact_schema_matches_a_preset(name: str) -> None:
     features = preset_table(name, 1).features
     assert match_preset(features) == PRESETS[name]
     assert match_preset({**features, "id": datasets.Value("int64")}) is None
+    others = datasets.ClassLabel(names=[f"brand {i}" for i in range(PRESETS[name].num_classes)])
+    assert match_preset({**features, PRESETS[name].label_column: others}) is None
     fewer = datasets.ClassLabel(num_classes=3)
     assert match_preset({**features, PRESETS[name].label_column: fewer}) is None
     assert match_preset({**features, PRESETS[name].label_column: datasets.Value("int64")}) is None
+
+
+@pytest.mark.parametrize("layout", ["images", "parquet"])
+def test_a_local_folder_shows_no_bars(
+    layout: str, tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if layout == "images":
+        folder = write_images(tmp_path / "mine", {name: [picture(0, i) for i in range(30)] for name in ("a", "b")})
+    else:
+        folder = write_preset(tmp_path / "mine", "cifar10", per_class=1)
+    capsys.readouterr()  # writing the folder shows bars too
+    open_source(str(folder), cache_dir=cache)
+    assert capsys.readouterr() == ("", "")
+    assert not datasets.are_progress_bars_disabled()
+    hub_id = PRESETS["cifar10"].hub_id
+    assert hub_id is not None
+    redirect_hub(monkeypatch, hub_id, folder)
+    open_source("cifar10", cache_dir=f"{cache}2")
+    assert "Generating train split" in capsys.readouterr().err, "of a download the bar is wanted"
+
+
+def test_bars_come_back_after_an_error_and_stay_away_where_unwanted(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for unwanted in (False, True):
+        (datasets.disable_progress_bars if unwanted else datasets.enable_progress_bars)()
+        try:
+            with pytest.raises(ValueError, match="could not be loaded"):
+                open_source(str(tmp_path / "empty"), cache_dir=cache)
+            assert datasets.are_progress_bars_disabled() is unwanted
+        finally:
+            datasets.enable_progress_bars()
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
