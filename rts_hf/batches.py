@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import PIL.Image
@@ -25,11 +26,43 @@ AUGMENTATIONS = ("auto", "none", "crop", "crop_flip", "timm")
 
 # A split whose uint8 pixels fit in here is decoded once and kept; a larger one is decoded at every fetch.
 DECODE_BUDGET_BYTES = 4 * 2**30
-# Up to this side, "auto" augments with a padded crop (and flip); above it with timm's RandomResizedCrop recipe.
-CROP_UP_TO_SIZE = 64
 
 _READ_ROWS = 256  # rows read from the table at a time: few enough to stay small, enough to make reading cheap
 _NAMED_IMAGES = 10  # bad images named one by one in an error
+
+
+class BadImage(NamedTuple):
+    """An image that cannot be read.
+
+    Args:
+        split: the source split it is in.
+        row: its row there, from 0.
+        reason: why; names the file where the data set knows one.
+    """
+
+    split: str
+    row: int
+    reason: Exception
+
+
+class UnreadableImagesError(ValueError):
+    """Images that cannot be read; made by `unreadable`.
+
+    Args:
+        message: how many there are in each split, and which the first of them are. It comes first and can stand
+            alone, for so a loader's worker hands errors to the main process.
+        images: all of them.
+    """
+
+    def __init__(self, message: str, images: Sequence[BadImage] = ()) -> None:
+        super().__init__(message)
+        self.images = images
+
+
+def unreadable(images: Sequence[BadImage]) -> UnreadableImagesError:
+    """The error for these images."""
+    remedy = "Mend or remove them, or leave them out with skip_bad_images=True."
+    return UnreadableImagesError(f"{_describe(images)}. {remedy}", images)
 
 
 @dataclass(frozen=True)
@@ -171,7 +204,7 @@ class DecodedAtFetch:
         images = []
         for position, image in zip(positions, self.rows.read(positions), strict=True):
             if isinstance(image, Exception):
-                raise _unreadable(self.rows.split, {position: image}) from image
+                raise unreadable([BadImage(self.rows.split, position, image)]) from image
             images.append(self.transform(image))
         return torch.stack(images)
 
@@ -259,14 +292,14 @@ def build_split(
         skip_bad_images: leave out what cannot be read. The split is then shorter than `positions`.
 
     Raises:
-        ValueError: an image cannot be read and `skip_bad_images` is off; the message names split and rows.
+        UnreadableImagesError: images cannot be read and `skip_bad_images` is off.
     """
     size = pixel_format.image_size
     in_memory = augmentation != "timm" and len(positions) * 3 * size * size <= DECODE_BUDGET_BYTES
     resize = Resize(pixel_format)
     images = torch.empty((len(positions) if in_memory else 0, 3, size, size), dtype=torch.uint8)
     readable = np.ones(len(positions), dtype=bool)
-    bad: dict[int, Exception] = {}
+    bad: list[BadImage] = []
     if not in_memory:
         logger.info("Reading the %d images of split '%s' once to check them.", len(positions), rows.split)
     for start in range(0, len(positions), _READ_ROWS):
@@ -274,13 +307,13 @@ def build_split(
         for index, image in enumerate(rows.read(block), start):
             if isinstance(image, Exception):
                 readable[index] = False
-                bad[int(positions[index])] = image
+                bad.append(BadImage(rows.split, int(positions[index]), image))
             elif in_memory:
                 images[index] = resize(image)
     if bad and not skip_bad_images:
-        raise _unreadable(rows.split, bad)
+        raise unreadable(bad)
     if bad:
-        logger.warning("Left out of %s.", _describe_bad(rows.split, bad))
+        logger.warning("Left out %s.", _describe(bad))
     kept_labels = torch.from_numpy(labels[readable].astype(np.int64))
     pixels: Tensor | DecodedAtFetch
     if in_memory:
@@ -307,11 +340,9 @@ def _timm_train(pixel_format: PixelFormat, horizontal_flip: bool) -> Callable[[P
     )
 
 
-def _unreadable(split: str, bad: dict[int, Exception]) -> ValueError:
-    return ValueError(f"{_describe_bad(split, bad)}. Mend or remove them, or leave them out with skip_bad_images=True.")
-
-
-def _describe_bad(split: str, bad: dict[int, Exception]) -> str:
-    named = "; ".join(f"row {row}: {reason}" for row, reason in list(bad.items())[:_NAMED_IMAGES])
-    more = f"; and {len(bad) - _NAMED_IMAGES} more" if len(bad) > _NAMED_IMAGES else ""
-    return f"split '{split}': {len(bad)} unreadable image(s) ({named}{more})"
+def _describe(images: Sequence[BadImage]) -> str:
+    counts = Counter(image.split for image in images)
+    where = ", ".join(f"{count} in split '{split}'" for split, count in counts.items())
+    named = "; ".join(f"{image.split} row {image.row}: {image.reason}" for image in images[:_NAMED_IMAGES])
+    more = f"; and {len(images) - _NAMED_IMAGES} more" if len(images) > _NAMED_IMAGES else ""
+    return f"{len(images)} unreadable image(s), {where} ({named}{more})"

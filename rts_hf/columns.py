@@ -179,7 +179,7 @@ class ImageRows:
         self._table = encoded.cast_column(column, datasets.Image(decode=False))
 
     def read(self, rows: Sequence[int]) -> list[PIL.Image.Image | Exception]:
-        """The images of `rows` in RGB; in place of an image that cannot be read, the reason why."""
+        """The images of `rows` in RGB; in place of one that cannot be read, why, and in which file if known."""
         return [self._decode(value) for value in self._table[list(rows)][self.column]]
 
     def _decode(self, value: dict[str, Any] | None) -> PIL.Image.Image | Exception:
@@ -189,4 +189,6 @@ class ImageRows:
             return to_rgb(self._feature.decode_example(value))
         except Exception as error:  # Pillow's decoders raise nearly anything on broken files
             # The name of an in-memory buffer tells nothing.
-            return ValueError("not an image Pillow can read") if "BytesIO" in str(error) else error
+            reason = "not an image Pillow can read" if "BytesIO" in str(error) else str(error) or type(error).__name__
+            path = value.get("path")
+            return ValueError(reason if not path or path in reason else f"{reason} ({path})")

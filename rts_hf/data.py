@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from rts_hf.batches import AUGMENTATIONS, INTERPOLATIONS, ImageClassificationDataset, PixelFormat, build_split, collate
+from rts_hf.batches import (
+    AUGMENTATIONS,
+    INTERPOLATIONS,
+    BadImage,
+    ImageClassificationDataset,
+    PixelFormat,
+    UnreadableImagesError,
+    build_split,
+    collate,
+    unreadable,
+)
 from rts_hf.columns import ImageRows, choose_columns, read_labels
 from rts_hf.sources import PRESETS, TEST_SEED, DatasetPreset, match_preset, open_source
 from rts_hf.splits import cap, choose_splits, hold_out
@@ -47,6 +57,11 @@ class DataBundle:
         validation: held out of train; serves the switch and the choice of the best model.
         test: read once, at the end.
         skipped: unreadable images left out, per split of this bundle.
+        split_sources: where "train", "validation" and "test" come from: `{"split": "train", "held_out": True}` is a
+            part cut out of the data set's split "train", each class in proportion; `held_out` is False for what is
+            left of that split, and for a split of its own. None for a part that is not there.
+        normalisation: whose numbers mean and std are: "given", the name of a preset (asked for by name or Hub id,
+            or recognised), or "imagenet" by default; of two origins, as in "given mean, cifar10 std".
     """
 
     name: str
@@ -61,6 +76,8 @@ class DataBundle:
     validation: ImageClassificationDataset
     test: ImageClassificationDataset | None
     skipped: dict[str, int]
+    split_sources: dict[str, dict[str, Any] | None]
+    normalisation: str
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -108,7 +125,8 @@ def load_data(
         validation_fraction: of train, held out in proportion for each class, in (0, 1).
         seed: of the held-out validation part and of the samples that the two limits below keep.
         image_size: side in pixels, at least 8. Default: the preset's; else the size of the images up to 64, or 224.
-        mean: three numbers, of pixels in [0, 1]. Default: the preset's, else ImageNet's.
+        mean: three numbers, of pixels in [0, 1]. Default: the preset's, also where a folder or repository is
+            recognised as a copy of one by columns, classes and image size; else ImageNet's. A guess is logged.
         std: likewise, above 0.
         interpolation: one of `rts_hf.batches.INTERPOLATIONS`.
         augmentation: "none", "crop", "crop_flip", "timm" (timm's random resized crop, flip and colour jitter), or
@@ -170,31 +188,35 @@ def load_data(
     native_size = preset.image_size if preset else _native_size(images[train_name], parts["train"][1])
     if known is not None and native_size != known.image_size:
         known = None  # a preset's columns, but other images
-    pixel_format = PixelFormat(
-        image_size=image_size or native_size,
-        mean=_channels(mean, known.mean if known else IMAGENET_DEFAULT_MEAN),
-        std=_channels(std, known.std if known else IMAGENET_DEFAULT_STD),
-        interpolation=interpolation,
-    )
+    mean, std, normalisation = _statistics(mean, std, known, guessed_for=None if preset else source.name)
+    pixel_format = PixelFormat(image_size or native_size, mean, std, interpolation)
     flip = known is None or known.horizontal_flip
     if augmentation == "auto":
         small = pixel_format.image_size <= CROP_UP_TO_SIZE
         augmentation = "timm" if not small else "crop_flip" if flip else "crop"
 
-    built, skipped = {}, {}
+    built: dict[str, ImageClassificationDataset] = {}
+    skipped: dict[str, int] = {}
+    bad: list[BadImage] = []
     for role, (split, rows) in parts.items():
-        built[role] = build_split(
-            images[split],
-            rows,
-            labels[split][rows],
-            pixel_format,
-            augmentation=augmentation if role == "train" else "none",
-            horizontal_flip=flip,
-            skip_bad_images=skip_bad_images,
-        )
+        try:
+            built[role] = build_split(
+                images[split],
+                rows,
+                labels[split][rows],
+                pixel_format,
+                augmentation=augmentation if role == "train" else "none",
+                horizontal_flip=flip,
+                skip_bad_images=skip_bad_images,
+            )
+        except UnreadableImagesError as error:  # the other parts may hold more, to be mended in one go
+            bad.extend(error.images)
+            continue
         skipped[role] = len(rows) - len(built[role])
         if len(built[role]) == 0:
             raise ValueError(f"split '{split}' of dataset={dataset!r}: not one {role} image can be read")
+    if bad:
+        raise unreadable(sorted(bad, key=lambda image: (list(used).index(image.split), image.row)))
     _check_classes(built["train"].labels.numpy(), label_names, "the training part without its unreadable images")
     bundle = DataBundle(
         name=source.name,
@@ -209,6 +231,11 @@ def load_data(
         validation=built["validation"],
         test=built["test"],
         skipped=skipped,
+        split_sources={
+            role: {"split": split, "held_out": role != "train" and split == train_name}
+            for role, (split, _) in parts.items()
+        },
+        normalisation=normalisation,
     )
     logger.info("%s: %s images, %d classes.", source.name, bundle.split_sizes, len(label_names))
     return bundle
@@ -293,6 +320,26 @@ def _native_size(images: ImageRows, rows: np.ndarray) -> int:
     return max(side, MIN_IMAGE_SIZE) if side <= NATIVE_UP_TO_SIZE else DEFAULT_IMAGE_SIZE
 
 
-def _channels(given: Sequence[float] | None, default: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in (default if given is None else given))
+def _statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, known: DatasetPreset | None, guessed_for: str | None
+) -> tuple[tuple[float, float, float], tuple[float, float, float], str]:
+    """Mean, std and whose they are; a guess for a data set that was not asked for as a preset is logged."""
+    default = known.name if known else "imagenet"
+    origins = ["given" if value is not None else default for value in (mean, std)]
+    chosen_mean = _channels(mean if mean is not None else known.mean if known else IMAGENET_DEFAULT_MEAN)
+    chosen_std = _channels(std if std is not None else known.std if known else IMAGENET_DEFAULT_STD)
+    if guessed_for is not None and default in origins:
+        logger.info(
+            "%s is %s: normalised by mean %s (%s) and std %s (%s). Where these do not suit, give load_data the keyword "
+            "arguments mean and std (in Python only).",
+            guessed_for,
+            f"read as a copy of {default}, by its columns, classes and image size" if known else "of no preset",
+            *(chosen_mean, origins[0], chosen_std, origins[1]),
+        )
+    normalisation = origins[0] if len(set(origins)) == 1 else f"{origins[0]} mean, {origins[1]} std"
+    return chosen_mean, chosen_std, normalisation
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
     return red, green, blue

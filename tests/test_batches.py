@@ -17,7 +17,7 @@ from torchvision.transforms import functional as TF
 from transformers.trainer_utils import RemoveColumnsCollator
 
 from rts_hf import batches
-from rts_hf.batches import PixelFormat, build_split, collate, crop_and_flip
+from rts_hf.batches import PixelFormat, UnreadableImagesError, build_split, collate, crop_and_flip
 from rts_hf.columns import ImageRows
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -212,7 +212,9 @@ def test_unreadable_images_stop_the_run_or_are_left_out(augmentation: str, caplo
     images = [noise(i) for i in range(300)]
     broken = png(noise(1))[:200]
     data = [{"bytes": broken if i in (2, 290) else png(image), "path": None} for i, image in enumerate(images)]
-    with pytest.raises(ValueError, match=r"split 'train': 2 unreadable.*row 2: .*row 290: .*skip_bad_images=True"):
+    with pytest.raises(
+        ValueError, match=r"2 unreadable.*2 in split 'train'.*train row 2: .*row 290: .*skip_bad_images=True"
+    ):
         split(data, augmentation)
     kept = split(data, augmentation, skip_bad_images=True)
     assert len(kept) == 298
@@ -234,11 +236,12 @@ def test_many_unreadable_images_are_counted() -> None:
         split(data)
 
 
-def test_image_that_breaks_after_the_check_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_breaks_after_the_check_is_named(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = split([noise(i, (36, 36)) for i in range(3)], "timm")
     monkeypatch.setattr(ImageRows, "read", lambda self, rows: [OSError("gone") for _ in rows])
-    with pytest.raises(ValueError, match=r"split 'train'.*row 1: gone"):
-        data[1]
+    with pytest.raises(UnreadableImagesError, match="train row 1: gone"):
+        list(DataLoader(data, sampler=[1], num_workers=workers, collate_fn=collate))
 
 
 @pytest.mark.parametrize("augmentation", ["none", "crop_flip", "timm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from datasets_for_tests import (
+    ANIMALS,
+    HUB_PRESETS,
     noise,
     picture,
     png,
@@ -25,9 +28,6 @@ from torch.utils.data import DataLoader
 
 from rts_hf import columns
 from rts_hf.data import PRESETS, DataBundle, ImageClassificationDataset, collate, load_data
-
-HUB_PRESETS = [name for name, preset in PRESETS.items() if preset.hub_id is not None]
-ANIMALS = datasets.ClassLabel(names=["cat", "dog"])
 
 
 @pytest.fixture
@@ -64,6 +64,8 @@ def test_digits_by_default() -> None:
     assert bundle.augmentation == "crop"  # a mirrored digit is another sign
     assert not bundle.train.flip
     assert bundle.skipped == {"train": 0, "validation": 0, "test": 0}
+    assert bundle.split_sources["test"] == {"split": "test", "held_out": False}
+    assert bundle.normalisation == "digits"
     for split in (bundle.train, bundle.validation, bundle.test):
         assert split is not None
         assert split.images is not None
@@ -100,6 +102,7 @@ def test_preset(name: str, how: str, tmp_path: Path, load: Any, monkeypatch: pyt
     bundle = load(name if how == "name" else folder, validation_fraction=0.25)
     assert (bundle.name, bundle.source) == ((name, preset.hub_id) if how == "name" else ("mine", "mine"))
     assert (bundle.image_size, bundle.mean, bundle.std) == (preset.image_size, preset.mean, preset.std)
+    assert bundle.normalisation == name
     assert bundle.augmentation == "crop_flip"
     assert len(bundle.label_names) == preset.num_classes
     assert bundle.label_names == tuple(preset_table(name, 1).features[preset.label_column].names)
@@ -120,11 +123,54 @@ def test_other_label_column_of_a_preset(tmp_path: Path, load: Any) -> None:
     assert bundle.mean == PRESETS["cifar100"].mean
 
 
-def test_columns_of_a_preset_with_other_images_keep_general_defaults(tmp_path: Path, load: Any) -> None:
-    data = preset_table("cifar10", 4).map(lambda row: {"img": row["img"].resize((20, 24))})
+@pytest.mark.parametrize("how", ["size", "names"])
+def test_columns_of_a_preset_with_other_images_keep_general_defaults(how: str, tmp_path: Path, load: Any) -> None:
+    data = preset_table("cifar10", 4)
+    if how == "size":
+        data = data.map(lambda row: {"img": row["img"].resize((20, 24))})
+    else:
+        data = data.cast_column("label", datasets.ClassLabel(names=[f"brand {i}" for i in range(10)]))
     bundle = load(save(tmp_path / "mine", train=data, test=data), validation_fraction=0.25)
-    assert bundle.image_size == 20
+    assert bundle.image_size == (20 if how == "size" else 32)
     assert (bundle.mean, bundle.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert bundle.normalisation == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("given", "of_a_preset", "of_none"),
+    [
+        ({}, "cifar10", "imagenet"),
+        ({"mean": [0.5] * 3, "std": [0.2] * 3}, "given", "given"),
+        ({"mean": [0.5] * 3}, "given mean, cifar10 std", "given mean, imagenet std"),
+        ({"std": [0.2] * 3}, "cifar10 mean, given std", "imagenet mean, given std"),
+    ],
+)
+def test_guessed_statistics_are_said(
+    given: dict[str, Any],
+    of_a_preset: str,
+    of_none: str,
+    tmp_path: Path,
+    load: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="rts_hf")
+    guessed = "mean" not in given or "std" not in given
+    folder = write_preset(tmp_path / "mine", "cifar10")
+    assert load(folder, validation_fraction=0.25, **given).normalisation == of_a_preset
+    assert ("mine is read as a copy of cifar10" in caplog.text) is guessed
+    assert ("(cifar10). Where these do not suit, give load_data" in caplog.text) is ("std" not in given)
+    caplog.clear()
+    pets = save(tmp_path / "pets", train=table([0, 1] * 10, ANIMALS, size=8))
+    assert load(pets, **given).normalisation == of_none
+    assert ("pets is of no preset: normalised by mean (0." in caplog.text) is guessed
+    caplog.clear()
+    hub_id = PRESETS["cifar10"].hub_id
+    assert hub_id is not None
+    redirect_hub(monkeypatch, hub_id, folder)
+    for name in ("cifar10", hub_id):
+        assert load(name, validation_fraction=0.25, **given).normalisation == of_a_preset
+    assert "normalised by" not in caplog.text, "a preset asked for is no guess"
 
 
 @pytest.mark.parametrize(
@@ -233,6 +279,11 @@ def test_splits_are_disjoint_stratified_and_complete(
     for role, part, split in zip(("train", "validation", "test"), found, splits_of(bundle), strict=True):
         assert (max(part) < count) == (role == "train" or role in held_out)
         assert np.bincount(split.labels)[1] == pytest.approx(0.75 * len(split), abs=1)
+        source = bundle.split_sources[role]
+        assert source is not None
+        assert source["held_out"] is (role in held_out)
+        first = existing.index(source["split"]) * count
+        assert set(part) <= set(range(first, first + count))
     # The two held-out parts are a tenth each: of 40, then of what is left.
     assert len(found[0]) == {0: 40, 1: 36, 2: 32}[len(held_out)]
 
@@ -300,8 +351,15 @@ def test_unreadable_images(augmentation: str, tmp_path: Path, load: Any, caplog:
         train=broken_table([0, 1] * 20, {3, 4, 31}),
         test=broken_table([0, 1] * 5, {7}),
     )
-    with pytest.raises(ValueError, match=r"split 'train': \d unreadable image\(s\) \(row (3|4|31): .*skip_bad_images"):
+    with pytest.raises(
+        ValueError, match=r"^4 unreadable image\(s\), 3 in split 'train', 1 in split 'test' \(train row 3: "
+    ) as caught:
         load(folder, augmentation=augmentation)
+    assert re.findall(r"(train|test) row (\d+): ", str(caught.value)) == [
+        *(("train", row) for row in ("3", "4", "31")),
+        ("test", "7"),
+    ]
+    assert "skip_bad_images=True" in str(caught.value)
     bundle = load(folder, augmentation=augmentation, skip_bad_images=True)
     assert bundle.skipped["train"] + bundle.skipped["validation"] == 3
     assert bundle.skipped["test"] == 1
@@ -312,17 +370,22 @@ def test_unreadable_images(augmentation: str, tmp_path: Path, load: Any, caplog:
 
 def test_unreadable_test_image_stops_the_run_too(tmp_path: Path, load: Any) -> None:
     folder = save(tmp_path / "pets", train=table([0, 1] * 20, ANIMALS), test=broken_table([0, 1] * 5, {7}))
-    with pytest.raises(ValueError, match=r"split 'test': 1 unreadable image\(s\) \(row 7: "):
+    with pytest.raises(ValueError, match=r"1 unreadable image\(s\), 1 in split 'test' \(test row 7: "):
         load(folder)
 
 
-def test_unreadable_file_of_a_folder_is_named(tmp_path: Path, load: Any) -> None:
-    classes = {name: [noise(i) for i in range(10)] for name in ("cat", "dog")}
+@pytest.mark.parametrize("content", [b"nothing", png(noise(0))[:1000], b""], ids=["text", "cut off", "empty"])
+def test_unreadable_file_of_a_folder_is_named(content: bytes, tmp_path: Path, load: Any) -> None:
+    classes = {f"{split}/{name}": [noise(i) for i in range(10)] for split in ("train", "test") for name in "ab"}
     folder = write_images(tmp_path / "pets", classes)
-    (folder / "dog" / "004.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"split 'train': 1 unreadable image\(s\) \(row 14: .*dog.004\.png"):
+    for broken in ("train/b", "test/a"):
+        (folder / broken / "004.png").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"2 unreadable.*train row 14: .*b.004\.png.*test row 4: .*a.004\.png"
+    ) as caught:
         load(folder)
-    assert sum(load(folder, skip_bad_images=True).split_sizes.values()) == 19
+    assert str(caught.value).count("004.png") == 2
+    assert sum(load(folder, skip_bad_images=True).split_sizes.values()) == 38
 
 
 def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path, load: Any) -> None:
