@@ -24,7 +24,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from rts_hf.small_image import SMALL_IMAGE_VARIANTS, is_small_image_variant
+from rts_hf.small_image import SMALL_IMAGE_VARIANTS, is_small_image_variant, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
     Args:
         name: what to ask timm for: an architecture, one with a tag, or ``hf-hub:owner/name``.
-        architecture: the architecture it resolves to, without a tag.
+        architecture: the architecture it resolves to, without a tag; of a small-image variant the plain name.
         arguments: the model arguments that a Hub repository records.
         data: the fields of timm's pretrained_cfg (``mean``, ``std``, ``interpolation``, ...).
     """
@@ -66,6 +66,7 @@ def find_backbone(name: str, *, pretrained: bool) -> Source:
         >>> find_backbone("resnet18.a1_in1k", pretrained=False).architecture
         'resnet18'
     """
+    name = plain_name(name)
     repository = re.sub(r"^hf[-_]hub:", "", name)
     if not pretrained and repository.startswith("timm/"):
         # timm names its own repositories by architecture and tag.
@@ -279,7 +280,7 @@ def _find_repository(repository: str) -> Source:
     _check_known(architecture, repository)
     return Source(
         f"hf-hub:{repository}",
-        get_arch_name(architecture),
+        plain_name(get_arch_name(architecture)),
         dict(arguments or {}),
         {**PretrainedCfg().to_dict(), **data},
     )
@@ -298,7 +299,7 @@ def _check_known(architecture: str, name: str) -> None:
 
 
 def _close_names(name: str, names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    return difflib.get_close_matches(name, list(dict.fromkeys(map(plain_name, names))), n=5, cutoff=0.5)
 
 
 def _reason(error: Exception) -> str:

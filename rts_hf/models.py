@@ -22,10 +22,20 @@ from rts_hf.backbones import (
     listed,
 )
 from rts_hf.checkpoints import create_from_checkpoint, read_checkpoint, read_config
-from rts_hf.small_image import is_small_image_variant
+from rts_hf.small_image import is_small_image_variant, plain_name, recorded_name
 
 if TYPE_CHECKING:
     from transformers import TimmWrapperForImageClassification
+
+__all__ = [
+    "INTERPOLATIONS",
+    "build_model",
+    "load_model",
+    "needs_rts_hf",
+    "plain_name",
+    "pretrained_data_config",
+    "save_model",
+]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -59,7 +69,8 @@ def build_model(
 
     What a small image asks for is chosen here and recorded in the config; ``model_args`` wins:
 
-    - a ResNet listed in ``SMALL_IMAGE_VARIANTS`` becomes that variant (see ``small_image_stem``);
+    - a ResNet listed in ``SMALL_IMAGE_VARIANTS`` becomes that variant (see ``small_image_stem``), which the config
+      records by a name that says what loading it takes (``plain_name`` gives the everyday one);
     - a model of fixed input size (ViT, DeiT, Swin, ...) gets ``img_size``;
     - a model that cuts patches keeps its own patch size where that divides the image into at least 16
       patches, else takes the largest of 16, 8, 4 and 2 that does: 8 at 32 px, 4 at 16 and 28 px;
@@ -88,7 +99,7 @@ def build_model(
 
     Example:
         >>> model = build_model("resnet18", label_names=["cat", "dog"], image_size=32, mean=[0.5] * 3, std=[0.25] * 3)
-        >>> model.config.architecture, model.config.id2label
+        >>> plain_name(model.config.architecture), model.config.id2label
         ('resnet18_small', {0: 'cat', 1: 'dog'})
     """
     labels = _checked_labels(label_names)
@@ -135,7 +146,7 @@ def build_model(
         recorded["notes"] = [
             "The architecture is registered with timm by the package rts_hf: import it before loading."
         ]
-    return _wrap(backbone, source.architecture, arguments, labels, recorded)
+    return _wrap(backbone, recorded_name(source.architecture), arguments, labels, recorded)
 
 
 def pretrained_data_config(name: str) -> dict[str, Any]:
@@ -203,6 +214,8 @@ def load_model(folder: str | Path) -> TimmWrapperForImageClassification:
 
 def needs_rts_hf(architecture: str) -> bool:
     """Whether a saved model loads only after ``import rts_hf``, because its architecture is registered here.
+
+    Both names of a variant are known, the everyday one and the one that ``config.json`` records.
 
     >>> needs_rts_hf("resnet18_small"), needs_rts_hf("resnet18.a1_in1k")
     (True, False)

@@ -4,8 +4,13 @@ timm's ResNets reduce the image by four before their first block: of a 32×32 im
 the first stage and a single position for the last. timm has no argument that changes this, and a stem patched
 by hand is not in timm's ``config.json``, so the saved model would not load: hence registered variants. They
 load through timm, ``AutoModelForImageClassification`` and ``pipeline`` wherever this module was imported.
+
+Where it was not, timm and transformers know no more than the name in ``config.json``, and their errors repeat
+it: "Unknown model", "not supported in your version of timm, please upgrade". So each variant is registered
+under a second name too, which says what to do, and saved models record that one.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +27,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 # timm adds the names it registers to this list.
-__all__ = ["SMALL_IMAGE_VARIANTS", "SmallImageResNet", "is_small_image_variant"]
+__all__ = ["SMALL_IMAGE_VARIANTS", "SmallImageResNet", "is_small_image_variant", "plain_name", "recorded_name"]
+
+# What a variant's second name adds to the first.
+_REMEDY = "__import_rts_hf_first"
 
 # The reduction of timm's 7×7 stride-2 stem and its max-pool, which the variants do not have.
 _STEM_REDUCTION = 4
@@ -126,15 +134,23 @@ _NAMES = (
     "resnet101_small",
 )
 # timm reads this name from the module when a model is registered.
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMES})
+default_cfgs = generate_default_cfgs({name + remedy: _cfg() for name in _NAMES for remedy in ("", _REMEDY)})
 
 
 def _register(entrypoint: Callable[..., SmallImageResNet]) -> Callable[..., SmallImageResNet]:
-    """Register with timm unless the name is taken: by an earlier import of this module, or by timm itself.
+    """Register with timm, under both names, unless a name is taken: by an earlier import of this module, or by timm.
 
     The entry point of an earlier import looks its class up by name when called, so a reload needs no
     second registration, which timm would warn about.
     """
+
+    @functools.wraps(entrypoint)
+    def again(pretrained: bool = False, **kwargs: Any) -> SmallImageResNet:
+        return entrypoint(pretrained, **kwargs)
+
+    again.__name__ = again.__qualname__ = entrypoint.__name__ + _REMEDY
+    if not is_model(again.__name__):
+        globals()[again.__name__] = register_model(again)  # timm lists it in __all__, so the module must have it
     return entrypoint if is_model(entrypoint.__name__) else register_model(entrypoint)
 
 
@@ -200,7 +216,25 @@ def is_small_image_variant(architecture: str) -> bool:
     (True, False)
     """
     name = get_arch_name(architecture)
-    return name in _NAMES and is_model(name) and model_entrypoint(name).__module__ == __name__
+    return plain_name(name) in _NAMES and is_model(name) and model_entrypoint(name).__module__ == __name__
+
+
+def recorded_name(architecture: str) -> str:
+    """The name that a saved model records: of a variant the second one, which tells what must be imported.
+
+    >>> recorded_name("resnet18_small"), recorded_name("resnet18")
+    ('resnet18_small__import_rts_hf_first', 'resnet18')
+    """
+    return plain_name(architecture) + _REMEDY if is_small_image_variant(architecture) else architecture
+
+
+def plain_name(architecture: str) -> str:
+    """The everyday name of an architecture that may be a recorded one.
+
+    >>> plain_name("resnet18_small__import_rts_hf_first"), plain_name("resnet18.a1_in1k")
+    ('resnet18_small', 'resnet18.a1_in1k')
+    """
+    return architecture.removesuffix(_REMEDY)
 
 
 #: timm architecture → its variant here; a variant that stands alone (``resnet10_small``) is not in it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rts_hf.models import INTERPOLATIONS, build_model, load_model, needs_rts_hf, pretrained_data_config, save_model
+from rts_hf.models import (
+    INTERPOLATIONS,
+    build_model,
+    load_model,
+    needs_rts_hf,
+    plain_name,
+    pretrained_data_config,
+    save_model,
+)
 
 LABELS = ["plain", "spaß, \"quoted\" and 'so'", "日本語\nline", "3", ""]
 DATA: dict[str, Any] = {"image_size": 32, "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
@@ -30,6 +39,7 @@ PLAIN: dict[str, tuple[int, dict[str, Any]]] = {
     "vit_tiny_patch16_224": (3, {"model_args": {"depth": 2}}),
 }
 VARIANT = "resnet_micro_small"
+RECORDED = "resnet_micro_small__import_rts_hf_first"
 
 
 def build(name: str = "test_resnet", classes: int = 3, **options: Any) -> Any:
@@ -136,11 +146,54 @@ def test_the_pipeline_gives_every_label_its_probability(name: str, elsewhere: di
     assert sum(scores) == pytest.approx(1, abs=1e-4)
 
 
-def test_without_rts_hf_a_variant_is_an_unknown_architecture(elsewhere: dict[str, Any]) -> None:
-    for what in ("transformers", "pipeline"):
-        assert "ImportError" in elsewhere[f"without {what}"] or "not supported" in elsewhere[f"without {what}"]
-        assert VARIANT in elsewhere[f"without {what}"]
-    assert "Unknown model" in elsewhere["without timm"]
+@pytest.mark.parametrize("what", ["transformers", "pipeline", "timm"])
+def test_without_rts_hf_the_error_says_to_import_it(what: str, elsewhere: dict[str, Any]) -> None:
+    """Else there is nothing in it but the advice to upgrade timm."""
+    message = elsewhere[f"without {what}"]
+    assert ("Unknown model" if what == "timm" else "not supported in your version of timm") in message
+    assert VARIANT in message
+    assert "import_rts_hf" in message
+
+
+@pytest.mark.parametrize("what", ["transformers", "timm", "pipeline", "checkpoint", "pretrained"])
+def test_a_folder_saved_under_the_plain_name_still_loads(
+    what: str, folders: Path, tmp_path: Path, hub_cache: Path
+) -> None:
+    from transformers import AutoModelForImageClassification, pipeline
+
+    folder = cached(hub_cache, "owner/old") if what == "pretrained" else tmp_path
+    shutil.copytree(folders / VARIANT, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": VARIANT}))
+    expected = load_file(folder / "expected")["logits"]
+    if what == "transformers":
+        assert load_model(folder).config.architecture == VARIANT
+        found = logits(AutoModelForImageClassification.from_pretrained(folder))
+    elif what == "timm":
+        backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            found = backbone(torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32))
+    elif what == "pipeline":
+        found = logits(pipeline("image-classification", model=str(folder)).model)
+    elif what == "checkpoint":
+        found = logits(build(VARIANT, 5, checkpoint=folder))
+    else:
+        found = logits(build("hf-hub:owner/old", 5, pretrained=True))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [VARIANT, RECORDED])
+def test_both_names_of_a_variant_build_it(name: str, folders: Path) -> None:
+    model = build(name, 5, checkpoint=folders / VARIANT)
+    assert model.config.architecture == RECORDED
+    assert plain_name(model.config.architecture) == VARIANT
+    torch.testing.assert_close(logits(model), load_file(folders / VARIANT / "expected")["logits"])
+
+
+def test_recorded_names_are_not_suggested() -> None:
+    with pytest.raises(ValueError, match="did you mean resnet_micro_small") as caught:
+        build("resnet_micro_smal")
+    assert "import" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, VARIANT])
@@ -158,7 +211,7 @@ def test_load_model(name: str, folders: Path, tmp_path: Path) -> None:
 def test_files(name: str, folders: Path) -> None:
     config = json.loads((folders / name / "config.json").read_text(encoding="utf-8"))
     cfg = config["pretrained_cfg"]
-    assert config["architecture"] == name
+    assert config["architecture"] == (RECORDED if name == VARIANT else name)
     assert config["label_names"] == LABELS[: config["num_classes"]]
     assert (cfg["input_size"], cfg["mean"], cfg["std"]) == ([3, 32, 32], [0.3, 0.4, 0.5], [0.2, 0.25, 0.3])
     assert (cfg["crop_pct"], cfg["interpolation"]) == (1.0, "bilinear")
@@ -227,7 +280,7 @@ def test_trainer_checkpoints_load_too(tmp_path: Path) -> None:
     fresh = build("resnet_micro_small")
     assert not any(fresh.load_state_dict(load_file(step / "model.safetensors"), strict=False))
     torch.testing.assert_close(fresh.eval()(image).logits, expected)
-    assert build("resnet_micro_small", checkpoint=str(step)).config.architecture == "resnet_micro_small"
+    assert build("resnet_micro_small", checkpoint=str(step)).config.architecture == RECORDED
 
 
 def test_loss_and_copies() -> None:
@@ -260,7 +313,8 @@ def test_loss_and_copies() -> None:
 )
 def test_what_is_recorded(name: str, options: dict[str, Any], architecture: str, arguments: dict[str, Any]) -> None:
     config = build(name, **options).config
-    assert config.architecture == architecture
+    assert plain_name(config.architecture) == architecture
+    assert needs_rts_hf(config.architecture) is architecture.endswith("_small")
     assert config.model_args == arguments
     assert config.num_labels == 3
     assert config.label2id == {label: index for index, label in enumerate(LABELS[:3])}
@@ -290,7 +344,7 @@ def test_checkpoint_with_other_classes(folders: Path, caplog: pytest.LogCaptureF
 def test_a_checkpoint_decides_the_stem(saved: str, tmp_path: Path) -> None:
     save_model(build(saved, small_image_stem=saved.endswith("small")), tmp_path)
     model = build("test_resnet", checkpoint=tmp_path / "model.safetensors")
-    assert model.config.architecture == saved
+    assert plain_name(model.config.architecture) == saved
     torch.testing.assert_close(logits(model), logits(load_model(tmp_path)))
 
 
@@ -359,6 +413,7 @@ def test_saving_and_loading_errors(tmp_path: Path) -> None:
     ("name", "needed"),
     [
         ("resnet18_small", True),
+        ("resnet18_small__import_rts_hf_first", True),
         ("test_resnet_small", True),
         ("resnet18", False),
         ("vit_tiny_patch16_224", False),
@@ -430,7 +485,7 @@ def test_a_model_saved_here_and_pushed_is_a_pretrained_one(name: str, hub_cache:
     old = build(name)
     save_model(old, cached(hub_cache, "owner/mine"))
     model = build("hf-hub:owner/mine", pretrained=True)
-    assert model.config.architecture == name
+    assert plain_name(model.config.architecture) == name
     assert model.config.model_args == old.config.model_args
     torch.testing.assert_close(logits(model), logits(old))
     assert pretrained_data_config("hf-hub:owner/mine")["std"] == (0.2, 0.25, 0.3)

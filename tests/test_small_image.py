@@ -13,9 +13,16 @@ from timm.models import is_model, is_model_in_modules, list_models
 from timm.models.resnet import BasicBlock
 
 from rts_hf import small_image
-from rts_hf.small_image import SMALL_IMAGE_VARIANTS, SmallImageResNet, is_small_image_variant
+from rts_hf.small_image import (
+    SMALL_IMAGE_VARIANTS,
+    SmallImageResNet,
+    is_small_image_variant,
+    plain_name,
+    recorded_name,
+)
 
-VARIANTS = sorted(list_models("*", module="small_image"))
+REGISTERED = list_models("*", module="small_image")
+VARIANTS = sorted({plain_name(name) for name in REGISTERED})
 LIGHT = [name for name in VARIANTS if "101" not in name and "50" not in name]
 
 
@@ -42,6 +49,27 @@ def test_the_table_leads_from_a_timm_name_to_a_variant() -> None:
         assert is_small_image_variant(variant)
         assert not is_small_image_variant(name)
     assert set(SMALL_IMAGE_VARIANTS.values()) | {"resnet10_small", "resnet_micro_small"} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_recorded_name_builds_the_same_model(name: str) -> None:
+    recorded = recorded_name(name)
+    assert {name, recorded} <= set(REGISTERED)
+    assert "import" in recorded
+    assert "rts_hf" in recorded
+    assert (plain_name(recorded), plain_name(name), recorded_name(recorded)) == (name, name, recorded)
+    assert is_small_image_variant(recorded)
+    assert hasattr(small_image, recorded), "it is in __all__"
+    assert timm.get_pretrained_cfg(recorded).input_size == timm.get_pretrained_cfg(name).input_size
+    with torch.device("meta"):
+        models = [timm.create_model(each, num_classes=3, drop_rate=0.1) for each in (name, recorded)]
+    assert str(models[0]) == str(models[1])
+    assert models[0].pretrained_cfg == models[1].pretrained_cfg
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18.a1_in1k", "vit_tiny_patch16_224", "no_such_small"])
+def test_any_other_model_has_one_name(name: str) -> None:
+    assert plain_name(name) == recorded_name(name) == name
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -201,6 +229,9 @@ def test_a_name_that_timm_has_is_never_overwritten(registry: dict[str, object]) 
         assert registry["resnet18_small"] is resnet18_small
         assert "resnet18" not in reloaded.SMALL_IMAGE_VARIANTS
         assert not reloaded.is_small_image_variant("resnet18_small")
+        assert isinstance(timm.create_model("resnet18_small__import_rts_hf_first"), reloaded.SmallImageResNet), (
+            "what was saved under this name still loads"
+        )
         assert reloaded.is_small_image_variant("resnet34_small")
     finally:
         registry["resnet18_small"] = small_image.resnet18_small
@@ -215,7 +246,7 @@ def test_import_is_silent_and_leaves_timms_models_alone() -> None:
         "assert all(entries[name] is entry for name, entry in before.items()); print(len(entries) - len(before))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(len(VARIANTS)), "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(2 * len(VARIANTS)), "")
 
 
 def test_timm_lists_the_variants_as_a_module_of_their_own() -> None:
