@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rts_hf.backbones import Source, create_backbone, listed
+from rts_hf.small_image import plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def checkpoint_architecture(path: str | Path) -> str | None:
+    """The timm architecture that a checkpoint's own ``config.json`` names; None where there is none that says.
+
+    Args:
+        path: as for `read_checkpoint`. The weights are not read.
+
+    Returns:
+        The everyday name, without a tag: the weights are the checkpoint's, not those of a tag.
+
+    Raises:
+        ValueError: where ``config.json`` is damaged.
+    """
+    path = Path(path).expanduser()
+    named = read_config(path if path.is_dir() else path.parent).get("architecture")
+    return plain_name(named.partition(".")[0]) if isinstance(named, str) and named else None
+
+
 def create_from_checkpoint(
     source: Source, checkpoint: Checkpoint, *, label_names: Sequence[str], arguments: Mapping[str, Any]
 ) -> Any:
@@ -127,7 +145,7 @@ def create_from_checkpoint(
         )
     except ValueError as error:
         named = checkpoint.config.get("architecture")
-        origin = f", whose config.json names {named}," if named else ""
+        origin = f", whose config.json names {plain_name(str(named))}," if named else ""
         raise ValueError(
             f"checkpoint {checkpoint.path}{origin} does not fit {source.architecture} with {dict(arguments)}: "
             f"{_differences(weights, expected) or error}; build the model that it was made with"

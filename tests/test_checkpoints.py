@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rts_hf.backbones import Source
-from rts_hf.checkpoints import create_from_checkpoint, read_checkpoint, read_config
+from rts_hf.checkpoints import checkpoint_architecture, create_from_checkpoint, read_checkpoint, read_config
 
 RESNET = Source("test_resnet", "test_resnet", {}, {})
 VIT = Source("test_vit", "test_vit", {}, {})
@@ -174,6 +174,33 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"not a safetensors file")
     with pytest.raises(ValueError, match=r"model\.safetensors could not be read as safetensors"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, None),
+        ({}, None),
+        ({"architecture": "resnet18"}, "resnet18"),
+        ({"architecture": "resnet18.a1_in1k", "num_classes": 1000}, "resnet18"),
+        ({"architecture": "resnet_micro_small", "model_type": "timm_wrapper"}, "resnet_micro_small"),
+        ({"architecture": "resnet_micro_small__import_rts_hf_first"}, "resnet_micro_small"),
+        ({"architectures": ["ViTForImageClassification"], "model_type": "vit"}, None),
+        ({"architecture": None}, None),
+        ({"architecture": ["resnet18"]}, None),
+    ],
+)
+def test_the_architecture_that_a_checkpoint_names(config: Any, expected: str | None, tmp_path: Path) -> None:
+    file = write(tmp_path / "model.safetensors", {"a": torch.zeros(1)})
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    assert checkpoint_architecture(tmp_path) == checkpoint_architecture(str(file)) == expected
+
+
+def test_a_damaged_config_is_not_read_as_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        checkpoint_architecture(tmp_path)
 
 
 def test_config_files(tmp_path: Path) -> None:

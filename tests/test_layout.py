@@ -27,7 +27,7 @@ LAYOUT: dict[str, set[str]] = {
     "splits": set(),
     "batches": {"columns"},
     "data": {"batches", "columns", "sources", "splits"},
-    "checkpoints": {"backbones"},
+    "checkpoints": {"backbones", "small_image"},
     "backbones": {"small_image"},
     "models": {"backbones", "checkpoints", "small_image"},
     "trainer": {"config", "metrics", "optimizer", "second_pass", "unwrapping"},
