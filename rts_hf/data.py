@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class DataBundle:
 
 
 def load_data(
-    dataset: str = "digits",
+    dataset: str | Path = "digits",
     *,
     dataset_config: str | None = None,
     image_column: str | None = None,
@@ -149,6 +149,7 @@ def load_data(
     """
     _check_arguments(
         validation_fraction=validation_fraction,
+        seed=seed,
         image_size=image_size,
         mean=mean,
         std=std,
@@ -244,6 +245,7 @@ def load_data(
 def _check_arguments(
     *,
     validation_fraction: float,
+    seed: int,
     image_size: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
@@ -251,13 +253,21 @@ def _check_arguments(
     augmentation: str,
     limits: dict[str, int | None],
 ) -> None:
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction={validation_fraction}: legal are numbers between 0 and 1, such as 0.1")
+    if not (_is_number(validation_fraction) and 0 < validation_fraction < 1):
+        raise ValueError(f"validation_fraction={validation_fraction!r}: legal are numbers between 0 and 1, such as 0.1")
+    if not (_is_int(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed!r}: legal are whole numbers from 0 to {2**32 - 1}")
     if image_size is not None and not (_is_int(image_size) and image_size >= MIN_IMAGE_SIZE):
         raise ValueError(f"image_size={image_size!r}: legal are whole numbers of pixels from {MIN_IMAGE_SIZE}")
     for name, value in (("mean", mean), ("std", std)):
         low = 0 if name == "mean" else 1e-6
-        if value is not None and not (len(value) == 3 and all(math.isfinite(x) and low <= x <= 1 for x in value)):
+        if value is None:
+            continue
+        try:
+            legal_values = len(value) == 3 and all(low <= float(x) <= 1 for x in value)  # of NaN neither is true
+        except (TypeError, ValueError):
+            legal_values = False
+        if not legal_values:
             raise ValueError(
                 f"{name}={value!r}: legal are three numbers, one a channel, of pixel values scaled to [0, 1]"
                 + (", none of them 0" if name == "std" else "")
@@ -271,6 +281,10 @@ def _check_arguments(
     for name, limit in limits.items():
         if limit is not None and not (_is_int(limit) and limit >= 1):
             raise ValueError(f"{name}={limit!r}: legal are whole numbers from 1, or None for all images")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_int(value: Any) -> bool:

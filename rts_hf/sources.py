@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ TEST_SEED = 0
 DIGITS_TEST_FRACTION = 0.2
 
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip"}
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -125,7 +127,7 @@ class Source:
     preset: DatasetPreset | None
 
 
-def open_source(dataset: str, config: str | None = None, cache_dir: str | None = None) -> Source:
+def open_source(dataset: str | Path, config: str | None = None, cache_dir: str | None = None) -> Source:
     """The splits of a preset, a local folder or a Hub repository. No image is decoded.
 
     Args:
@@ -135,13 +137,19 @@ def open_source(dataset: str, config: str | None = None, cache_dir: str | None =
         cache_dir: where `datasets` keeps what it downloads and converts.
 
     Raises:
-        ValueError: no such folder or repository, or one that cannot be read as a data set.
+        ValueError: no such folder or repository, or one that cannot be read as a data set; a folder inside it that
+            may not be listed, for its images would be missing silently.
         ConnectionError: a Hub id that is not in the cache, and no network.
     """
+    if not isinstance(dataset, str | Path):
+        raise ValueError(f"dataset={dataset!r}: legal are {', '.join(PRESETS)}, a local folder, or a Hub id, as text")
+    dataset = str(dataset)
+    if cache_dir is not None and Path(cache_dir).expanduser().is_file():
+        raise ValueError(f"cache_dir={str(cache_dir)!r} is a file: give a folder, which is made where there is none")
     preset = PRESETS.get(dataset)
     folder = Path(dataset).expanduser()
     if preset is None and dataset and folder.is_dir():
-        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", dataset):
+        if _HUB_ID.fullmatch(dataset):
             logger.warning("dataset=%r is a local folder: it is read, the Hub is not asked for that id.", dataset)
         name = folder.resolve().name
         with _without_bars():
@@ -153,7 +161,7 @@ def open_source(dataset: str, config: str | None = None, cache_dir: str | None =
         if config is not None:
             raise ValueError(f"dataset_config={config!r}: '{dataset}' has no configurations; leave it unset")
         return Source(dataset, "embedded", _digits(), preset)
-    if preset is None and (folder.is_file() or dataset.startswith((".", "~", os.sep)) or dataset.count("/") != 1):
+    if preset is None and (folder.is_file() or not _HUB_ID.fullmatch(dataset)):
         kind = "is a file; give the folder that holds it" if folder.is_file() else "is neither a folder nor a Hub id"
         raise ValueError(
             f"dataset={dataset!r} {kind}. Legal: {', '.join(PRESETS)}, a local folder, or a Hub id like 'owner/name'."
@@ -194,31 +202,39 @@ def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **
             "Connect once to fill the cache (unset HF_HUB_OFFLINE if it is set), give a local folder, "
             "or use dataset='digits', which needs no network."
         ) from error
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        # What `datasets` says of a split without rows names neither the trouble nor the remedy.
+    except Exception as error:  # `datasets` lets through whatever its parsers raise: YAML's, zip's, tar's, Arrow's
+        # What it says of a split without rows, or of a path with wildcards, names neither the trouble nor the remedy.
         empty = " (the split is empty: fill or remove it)" if "corresponds to no data" in str(error) else ""
+        if Path(path).is_dir() and glob.escape(path) != path:
+            empty += " (the path holds *, ? or [, which `datasets` reads as wildcards: rename the folder)"
+        # Of a file that it cannot parse, `datasets` tells the reason one step below.
+        cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
         raise ValueError(
-            f"dataset={dataset!r} with dataset_config={config!r} could not be loaded: {error}{empty}"
+            f"dataset={dataset!r} with dataset_config={config!r} could not be loaded: {error}{empty}{cause}"
         ) from error
 
 
 def _open_folder(dataset: str, folder: Path, config: str | None, cache_dir: str | None) -> Mapping[str, Any]:
     import datasets
 
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ValueError(f"dataset={dataset!r}: permission to list that folder is missing; give it, or another folder")
+    if "::" in str(folder.absolute()):
+        raise ValueError(f"dataset={dataset!r}: `datasets` cannot read a path that holds '::'; rename it")
     saved_splits = (folder / "dataset_dict.json").is_file()
     if saved_splits or (folder / "state.json").is_file():
         if config is not None:
             raise ValueError(f"dataset_config={config!r}: a folder from save_to_disk has no configurations")
         try:
             saved = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError, IndexError) as error:  # IndexError: a split without rows
+        except (OSError, ValueError, LookupError, TypeError) as error:  # IndexError: a split without rows
             raise ValueError(
                 f"dataset={dataset!r}: what save_to_disk left there cannot be read ({error}); a file is missing, or "
                 "a split is empty. Save it again, without empty splits."
             ) from error
         return saved if saved_splits else {"train": saved}
     if config is None and _holds_images(folder):
-        return _load(dataset, "imagefolder", None, cache_dir, data_dir=str(folder), data_files=_image_splits(folder))
+        return _load(dataset, "imagefolder", None, cache_dir, data_files=_image_files(dataset, folder))
     return _load(dataset, str(folder), config, cache_dir)
 
 
@@ -238,22 +254,59 @@ def _holds_images(folder: Path) -> bool:
     return False
 
 
-def _image_splits(folder: Path) -> dict[str, str]:
-    """Split name → files. Left to itself `datasets` finds splits by words in any part of a path: of the classes
-    "car" and "bullet train" it would load the second alone, as a split."""
+def _image_files(dataset: str, folder: Path) -> dict[str, list[str]]:
+    """Split name → patterns of its files. Left to itself `datasets` finds splits by words in any part of a path: of
+    the classes "car" and "bullet train" it would load the second alone, as a split."""
     parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    links = _linked_folders(dataset, folder)
     splits = [
-        part.name
+        part
         for part in parts
         # A class may be called "train"; a split folder holds class folders or a table of labels.
         if any(part.name.lower() in names for names in SPLIT_NAMES)
         and any(path.is_dir() or path.name in _METADATA_FILES for path in part.iterdir())
     ]
-    if not splits:
-        return {"train": "**"}
-    if ignored := [part.name for part in parts if part.name not in splits]:
-        logger.warning("Folder '%s' has the splits %s; not read: %s.", folder.name, splits, ignored)
-    return {name.lower(): f"{name}/**" for name in splits}
+    if splits and (ignored := [part.name for part in parts if part not in splits]):
+        names = [part.name for part in splits]
+        logger.warning("Folder '%s' has the splits %s; not read: %s.", folder.name, names, ignored)
+    return {
+        part.name.lower() if splits else "train": [
+            glob.escape(str(path.absolute())) + "/**"
+            for path in dict.fromkeys((part, *links))
+            if path.is_relative_to(part)
+        ]
+        for part in splits or [folder]
+    }
+
+
+def _linked_folders(dataset: str, folder: Path) -> list[Path]:
+    """The links to folders at any depth, which the patterns of `datasets` do not follow: a class that is a link would
+    be missing silently, as would one that may not be listed, which is an error here."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"dataset={dataset!r}: a folder in it cannot be listed ({error}); mend or remove it"
+        ) from error
+
+    links = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        here = Path(place)
+        if odd := [name for name in (*folders, *files) if "::" in name or "\\" in name]:
+            raise ValueError(
+                f"dataset={dataset!r}: `datasets` cannot read names with :: or \\, such as {odd[0]!r}; rename"
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for link in [here / name for name in folders if (here / name).is_symlink()]:
+            if here.resolve().is_relative_to(link.resolve()):
+                folders.remove(link.name)  # leads back up
+            elif glob.escape(str(link.absolute())) != str(link.absolute()):
+                raise ValueError(
+                    f"dataset={dataset!r}: `datasets` cannot follow the link {str(link)!r}, whose path holds one of "
+                    "*, ? and [: rename it, or put the folder itself there"
+                )
+            else:
+                links.append(link)
+    return links
 
 
 def _digits() -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,113 @@ def test_split_words_in_file_names_are_no_splits(tmp_path: Path, cache: str) -> 
         for word in ("train", "test", "other"):
             noise(0).save(tmp_path / "pets" / name / f"{name}_{word}_1.png")
     assert sizes(open_source(str(tmp_path / "pets"), cache_dir=cache).splits) == {"train": 6}
+
+
+@pytest.mark.parametrize("name", ["spa\nß", "日本 語", "a,b;c", " lead", "[x]", "*", "#1%20", "x.zip", "data.csv"])
+def test_any_name_may_be_a_class_or_the_folder(name: str, tmp_path: Path, cache: str) -> None:
+    folder = write_images(tmp_path / name, {name: [picture(0, i) for i in range(3)], "plain": [picture(1, 1)]})
+    train = open_source(str(folder), cache_dir=cache).splits["train"]
+    assert train.features["label"].names == sorted([name, "plain"])
+    assert len(train) == 4
+
+
+@pytest.mark.parametrize("below", ["", "train/", "train/deeper/"])
+def test_classes_that_are_links_are_read(below: str, tmp_path: Path, cache: str) -> None:
+    """The patterns of `datasets` pass them over, and a class would be missing silently."""
+    pictures = [picture(0, i) for i in range(3)]
+    elsewhere = write_images(tmp_path / "elsewhere", {"owl": pictures, "ox": pictures})
+    folder = write_images(tmp_path / "pets", {f"{below}cat": pictures})
+    for name in ("owl", "ox"):
+        (folder / below / name).symlink_to(elsewhere / name)
+    (folder / below / "cat" / "up").symlink_to(folder)
+    splits = open_source(str(folder), cache_dir=cache).splits
+    assert sizes(splits) == {"train": 9}
+    assert splits["train"].features["label"].names == ["cat", "owl", "ox"]
+    (folder / below / "[old]").symlink_to(elsewhere / "ox")
+    with pytest.raises(ValueError, match=r"cannot follow the link '.*\[old\]'.*: rename it"):
+        open_source(str(folder), cache_dir=cache)
+
+
+def test_split_that_is_a_link(tmp_path: Path, cache: str) -> None:
+    pictures = [picture(0, i) for i in range(3)]
+    write_images(tmp_path / "elsewhere", {"cat": pictures, "dog": pictures})
+    folder = write_images(tmp_path / "pets", {"test/cat": pictures, "test/dog": pictures[:1]})
+    (folder / "train").symlink_to(tmp_path / "elsewhere")
+    assert sizes(open_source(str(folder), cache_dir=cache).splits) == {"test": 4, "train": 6}
+
+
+def test_what_may_not_be_listed_is_said(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_images(tmp_path / "pets", {"cat": [picture(0, 0)], "dog": [picture(1, 1)]})
+    scandir = os.scandir
+
+    def locked(path: Any) -> Any:  # a superuser, as tests may be run by, may list any folder
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", locked)
+        with pytest.raises(ValueError, match=r"a folder in it cannot be listed .*Permission denied.*dog"):
+            open_source(str(folder), cache_dir=cache)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with pytest.raises(ValueError, match=r"pets': permission to list that folder is missing"):
+        open_source(str(folder), cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("folder", "other", "message"),
+    [
+        ("a::b", "dog", "a path that holds '::'; rename it"),
+        ("pets", "c::d", r"names with :: or \\, such as 'c::d'; rename"),
+        ("pets", "c\\d", r"names with :: or \\, such as 'c\\\\d'; rename"),
+    ],
+)
+def test_names_that_datasets_takes_apart(folder: str, other: str, message: str, tmp_path: Path, cache: str) -> None:
+    write_images(tmp_path / folder, {"cat": [picture(0, 0)], other: [picture(1, 1)]})
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / folder), cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.json", "{bad", "JSON parse error"),
+        ("train.parquet", "PAR1", "too small|smaller than"),
+        ("train.csv", "", "No columns to parse"),
+        ("train.zip", "x", "not a zip file"),
+        ("train.tar", "x", "truncated header"),
+        ("README.md", "---\n: [\n---\n", "block mapping"),
+    ],
+)
+def test_damaged_files_are_said(file: str, content: str, message: str, tmp_path: Path, cache: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"mine' with dataset_config=None could not be loaded: [\s\S]*({message})"):
+        open_source(str(tmp_path / "mine"), cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("dataset_dict.json", "{}"), ("dataset_dict.json", "["), ("state.json", "[]")]
+)
+def test_damaged_output_of_save_to_disk(file: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="save_to_disk left there cannot be read"):
+        open_source(str(tmp_path))
+
+
+def test_tables_below_a_path_with_wildcards(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "pets [v2]").mkdir()
+    table([0, 1], ANIMALS).to_parquet(tmp_path / "pets [v2]" / "train.parquet")
+    with pytest.raises(ValueError, match=r"holds \*, \? or \[, which `datasets` reads as wildcards: rename"):
+        open_source(str(tmp_path / "pets [v2]"), cache_dir=cache)
+
+
+def test_folder_as_a_path_and_cache_that_is_a_file(tmp_path: Path, cache: str) -> None:
+    folder = write_images(tmp_path / "pets", {"cat": [picture(0, 0)], "dog": [picture(1, 1)]})
+    assert sizes(open_source(folder, cache_dir=cache).splits) == {"train": 2}
+    with pytest.raises(ValueError, match=r"cache_dir='.*000\.png' is a file: give a folder"):
+        open_source(folder, cache_dir=str(folder / "cat" / "000.png"))
 
 
 def test_folders_beside_the_splits_are_named(tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -244,9 +352,13 @@ def test_hub_out_of_reach(dataset: str, cache: str, monkeypatch: pytest.MonkeyPa
         ("a/b/c", r"dataset='a/b/c' is neither"),
         ("~/no/such", r"dataset='~/no/such' is neither"),
         ("", r"dataset='' is neither"),
+        ("images/", r"dataset='images/' is neither"),
+        ("my images/cats", r"dataset='my images/cats' is neither"),
+        (None, r"dataset=None: legal are digits, cifar10.*a local folder, or a Hub id"),
+        (3, r"dataset=3: legal are"),
     ],
 )
-def test_neither_folder_nor_hub_id(dataset: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_folder_nor_hub_id(dataset: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_source(dataset)
