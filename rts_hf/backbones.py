@@ -66,6 +66,8 @@ def find_backbone(name: str, *, pretrained: bool) -> Source:
         >>> find_backbone("resnet18.a1_in1k", pretrained=False).architecture
         'resnet18'
     """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name {name!r} is no model: give a timm name such as 'resnet18'")
     name = plain_name(name)
     repository = re.sub(r"^hf[-_]hub:", "", name)
     if not pretrained and repository.startswith("timm/"):

@@ -40,8 +40,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     is read, because unpickling a file runs whatever code it holds.
 
     Raises:
-        ValueError: where there is no such file, it is of another format, or it is damaged.
+        ValueError: where there is no such file, it is of another format or damaged, or a weight is not finite.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(
+            f"checkpoint {path!r} is no path: give a .safetensors file or a folder that holds one, as text"
+        )
     path = Path(path).expanduser()
     if path.is_dir():
         files = _files_in(path)
@@ -64,6 +68,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"checkpoint {file} could not be read as safetensors: {error}") from error
     weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
+    if broken := [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise ValueError(
+            f"checkpoint {path} holds NaN or infinite values in {listed(broken)}: its training diverged; take an "
+            "earlier checkpoint"
+        )
     return Checkpoint(path, weights, read_config(files[0].parent))
 
 
@@ -74,15 +83,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: where the file is not a JSON object.
     """
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a {type(config).__name__}, not the JSON object of a saved model")
-    return config
+    return _read_json(path) if path.is_file() else {}
 
 
 def checkpoint_architecture(path: str | Path) -> str | None:
@@ -130,7 +131,7 @@ def create_from_checkpoint(
             classes,
         )
         weights.update(head)
-    elif (trained_on := checkpoint.config.get("label_names")) and list(trained_on) != list(label_names):
+    elif isinstance(trained_on := checkpoint.config.get("label_names"), list) and trained_on != list(label_names):
         logger.warning(
             "checkpoint %s was trained on the labels %s, the data set has %s: the classifier is kept",
             checkpoint.path,
@@ -167,15 +168,33 @@ def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     return "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the JSON object of a saved model")
+    return content
+
+
 def _files_in(folder: Path) -> list[Path]:
     index = folder / f"{_WEIGHTS}.index.json"
     if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({folder / shard for shard in shards})
+        shards = _read_json(index).get("weight_map")
+        if not (isinstance(shards, dict) and shards and all(isinstance(shard, str) for shard in shards.values())):
+            raise ValueError(f"{index} has no weight_map from weights to files: save the model again")
+        return sorted({folder / shard for shard in shards.values()})
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
     hints = ""
-    if pickles := sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES):
+    try:
+        names = list(folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"checkpoint folder {folder} cannot be listed: {error}") from error
+    if pickles := sorted(file.name for file in names if file.suffix in _PICKLES):
         hints += f"; {listed(pickles)} may be pickles, which run code when loaded and are not read"
     if steps := sorted(folder.glob(f"checkpoint-*/{_WEIGHTS}"), key=lambda file: (len(str(file)), file)):
         hints += f"; {steps[-1].parent} inside it is a checkpoint"

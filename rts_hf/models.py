@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +204,14 @@ def load_model(folder: str | Path) -> TimmWrapperForImageClassification:
             "checkpoint wrote"
         )
     loading: Any = TimmWrapperForImageClassification.from_pretrained
-    model, info = loading(str(folder), local_files_only=True, output_loading_info=True)
+    try:
+        model, info = loading(
+            str(folder), local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except Exception as error:  # transformers and timm raise nearly anything on a config.json that is not theirs
+        raise ValueError(
+            f"folder {folder} cannot be loaded as its config.json says: {type(error).__name__}: {error}"
+        ) from error
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if any(wrong.values()):
         found = "; ".join(f"{kind} {listed(keys)}" for kind, keys in wrong.items() if keys)
@@ -261,7 +268,8 @@ def _save_with_timm_keys(model: Any) -> Any:
 
 
 def _checked_labels(label_names: Sequence[str]) -> list[str]:
-    if isinstance(label_names, str) or not all(isinstance(label, str) for label in label_names):
+    unordered = isinstance(label_names, str | Mapping | Set) or not isinstance(label_names, Iterable)
+    if unordered or not all(isinstance(label, str) for label in label_names):
         raise ValueError(f"label_names must be a sequence of strings, got {label_names!r:.200}")
     if len(label_names) < 2:
         raise ValueError(f"label_names must name at least 2 classes, got {list(label_names)!r}")
@@ -274,6 +282,8 @@ def _checked_labels(label_names: Sequence[str]) -> list[str]:
 
 def _checked_arguments(model_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """The given arguments as ``config.json`` will give them back; None means unset, as in timm."""
+    if not isinstance(model_args, Mapping | None) or not all(isinstance(key, str) for key in model_args or {}):
+        raise ValueError(f"model_args must map names of arguments to values, got {model_args!r:.200}")
     given = {key: value for key, value in (model_args or {}).items() if value is not None}
     if reserved := sorted(_RESERVED_ARGUMENTS & given.keys()):
         raise ValueError(f"model_args may not hold {listed(reserved)}: build_model sets these from its own arguments")
@@ -291,11 +301,17 @@ def _checked_arguments(model_args: Mapping[str, Any] | None) -> dict[str, Any]:
 def _check_preprocessing(
     image_size: int, mean: Sequence[float], std: Sequence[float], interpolation: str, channels: int
 ) -> None:
-    if not isinstance(image_size, int) or image_size < 1:
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"model_args['in_chans'] must be a whole number from 1 up, got {channels!r}")
+    if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise ValueError(f"image_size must be a whole number of pixels from 1 up, got {image_size!r}")
     for argument, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"{argument} must hold {channels} finite numbers, one a channel, got {list(values)!r}")
+        try:
+            legal = len(values) == channels and all(math.isfinite(value) for value in values)
+        except TypeError:  # no sequence, or not of numbers
+            legal = False
+        if not legal:
+            raise ValueError(f"{argument} must hold {channels} finite numbers, one a channel, got {values!r:.200}")
     if min(std) <= 0:
         raise ValueError(f"std must be positive in every channel, got {list(std)!r}")
     if interpolation not in INTERPOLATIONS:

@@ -61,6 +61,39 @@ def test_a_sharded_folder(tmp_path: Path) -> None:
     assert_same(dict(sorted(read_checkpoint(tmp_path).weights.items())), dict(sorted(weights.items())))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"index\.json is not valid JSON"),
+        ("[]", r"index\.json holds a list"),
+        ("{}", r"index\.json has no weight_map"),
+        ('{"weight_map": ["a"]}', r"index\.json has no weight_map"),
+        ('{"weight_map": {"a": 3}}', r"index\.json has no weight_map"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors could not be read"),
+    ],
+)
+def test_a_damaged_index_of_shards(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged(value: float, tmp_path: Path) -> None:
+    weights = make().state_dict()
+    weights["fc.weight"][0, 0] = value
+    with pytest.raises(ValueError, match=r"holds NaN or infinite values in fc.weight: its training diverged"):
+        read_checkpoint(write(tmp_path / "model.safetensors", weights))
+
+
+@pytest.mark.parametrize("label_names", [3, {"0": "x"}, None])
+def test_labels_of_a_damaged_config_are_passed_over(label_names: Any, tmp_path: Path) -> None:
+    write(tmp_path / "model.safetensors", make().state_dict())
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": label_names}))
+    model = create_from_checkpoint(RESNET, read_checkpoint(tmp_path), label_names=LABELS, arguments={})
+    assert_same(model.state_dict(), make().state_dict())
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet_gn", "deit_tiny_distilled_patch16_224"])
 def test_the_classifier_starts_anew_for_other_classes(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -171,9 +204,27 @@ def test_a_folder_without_weights_says_what_is_there(tmp_path: Path) -> None:
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere\.safetensors does not exist"):
         read_checkpoint(tmp_path / "nowhere.safetensors")
-    (tmp_path / "model.safetensors").write_bytes(b"not a safetensors file")
-    with pytest.raises(ValueError, match=r"model\.safetensors could not be read as safetensors"):
-        read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="checkpoint 3 is no path: give"):
+        read_checkpoint(3)  # type: ignore[arg-type]
+    whole = write(tmp_path / "model.safetensors", make().state_dict()).read_bytes()
+    for content in (b"not a safetensors file", b"", whole[:200], whole[:-4]):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors could not be read as safetensors"):
+            read_checkpoint(tmp_path)
+
+
+def test_what_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(*_: Any, **__: Any) -> Any:  # a superuser, as tests may be run by, may read anything
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", locked)
+        with pytest.raises(ValueError, match=r"cannot be listed: .*Permission denied"):
+            read_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(Path, "read_text", locked)
+    with pytest.raises(ValueError, match=r"config\.json cannot be read: .*Permission denied"):
+        checkpoint_architecture(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -360,19 +360,30 @@ def test_the_wrong_stem_for_a_checkpoint(folders: Path) -> None:
         ({"label_names": ["a", "b", "a"]}, "label_names holds 'a' more than once"),
         ({"label_names": [1, 2]}, "label_names must be a sequence of strings"),
         ({"label_names": "ab"}, "label_names must be a sequence of strings"),
+        ({"label_names": None}, "label_names must be a sequence of strings"),
+        ({"label_names": {"a": 1, "b": 2}}, "label_names must be a sequence of strings"),
+        ({"image_size": True}, "image_size must be a whole number"),
         ({"image_size": 0}, "image_size must be a whole number"),
         ({"image_size": 32.0}, "image_size must be a whole number"),
         ({"mean": [0.5]}, "mean must hold 3 finite numbers, one a channel"),
+        ({"mean": 0.5}, "mean must hold 3 finite numbers"),
+        ({"mean": None}, "mean must hold 3 finite numbers"),
+        ({"std": ["a", "b", "c"]}, "std must hold 3 finite numbers"),
         ({"std": [0.5, float("nan"), 1]}, "std must hold 3 finite numbers"),
         ({"std": [0.0, 1, 1]}, "std must be positive"),
         ({"interpolation": "random"}, "interpolation must be one of nearest, bilinear"),
         ({"model_args": {"dropout": 1}}, "model_args holds 'dropout', which test_resnet_small does not take"),
+        ({"model_args": [1]}, r"model_args must map names of arguments to values, got \[1\]"),
+        ({"model_args": {1: 2}}, "model_args must map names of arguments to values"),
+        ({"model_args": {"in_chans": "3"}}, r"model_args\['in_chans'\] must be a whole number from 1 up, got '3'"),
         ({"model_args": {"num_classes": 3}}, "model_args may not hold num_classes"),
         ({"model_args": {"act_layer": torch.nn.GELU}}, r"model_args\['act_layer'\] is .*config.json cannot hold"),
         ({"model_args": {"img_size": 64}}, r"model_args\['img_size'\] 64 is not image_size 32"),
         ({"pretrained": True, "checkpoint": "x"}, "give one of them"),
         ({"pretrained": True, "small_image_stem": True}, "small_image_stem=True does not fit the pretrained weights"),
         ({"name": "test_vit", "small_image_stem": True}, "'test_vit' has no small-image variant"),
+        ({"name": None}, "name None is no model: give a timm name"),
+        ({"name": " "}, "name ' ' is no model"),
         ({"name": "resnet9"}, "is no model of timm .*did you mean"),
         ({"name": "test_vit", "image_size": 33}, "image_size 33 cannot be cut"),
         ({"checkpoint": "nowhere.safetensors"}, "does not exist"),
@@ -406,6 +417,33 @@ def test_saving_and_loading_errors(tmp_path: Path) -> None:
     weights.pop("layer1.0.bn1.weight")
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"do not fit its config.json: missing_keys .*layer1\.0\.bn1\.weight"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "nosuch"}, "architecture 'nosuch' is not supported"),
+        ({"architecture": 3}, "expected str"),
+        ({"label_names": 3}, "not iterable"),
+        ({"pretrained_cfg": None}, "not iterable"),
+        ({"model_args": "x"}, "model_args"),
+    ],
+)
+def test_loading_by_a_damaged_config(change: dict[str, Any], message: str, folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "test_resnet", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=rf"cannot be loaded as its config\.json says: [\s\S]*{message}"):
+        load_model(tmp_path)
+
+
+def test_loading_weights_of_another_shape(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "test_resnet", tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["fc.weight"] = torch.zeros(9, 96)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"do not fit its config\.json: mismatched_keys .*fc\.weight.*9, 96"):
         load_model(tmp_path)
 
 
