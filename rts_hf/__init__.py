@@ -16,6 +16,7 @@ from rts_hf.unwrapping import unwrap_optimizer
 if TYPE_CHECKING:
     from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
     from rts_hf.data import collate, load_data
+    from rts_hf.faults import TrainingFault
     from rts_hf.models import build_model
     from rts_hf.runs import train
     from rts_hf.trainer import RTSTrainer
@@ -33,6 +34,7 @@ __all__ = [
     "RTSTrainer",
     "RTSTrainingArguments",
     "RandomState",
+    "TrainingFault",
     "build_model",
     "collate",
     "keep_buffers",
@@ -49,6 +51,7 @@ _LATE = {
     "ModelArguments": "config",
     "RTSTrainer": "trainer",
     "RTSTrainingArguments": "config",
+    "TrainingFault": "faults",
     "build_model": "models",
     "collate": "data",
     "load_data": "data",

@@ -12,13 +12,14 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from rts_hf.checks import check_best_model, check_effects, check_ranges, check_scheduler, check_together
 from rts_hf.schedules import STRATEGIES
 from rts_hf.switching import SWITCHES
 
 # The training command's names for optimizers whose names timm cannot look up as they are, or reads otherwise.
 OPTIMIZER_NAMES = {"pugd": "plainpugd"}
 TWO_PASS_OPTIMIZERS = ("rts_pugd", "pugd", "plainpugd", "sam", "asam")
-_RTS_FIELDS = (
+RTS_FIELDS = (
     "base",
     "radius",
     "radius_beta_min",
@@ -201,6 +202,10 @@ class RTSTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one."}
     )
+    max_skipped_updates: int = field(
+        default=25,
+        metadata={"help": "Stop after this many updates in a row whose gradient is NaN or infinite; they are skipped."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
 
     # Texts and defaults of TrainingArguments that suit image classifiers better
@@ -246,11 +251,16 @@ class RTSTrainingArguments(TrainingArguments):
         self._check_optimizer_name()
         if self.learning_rate is None:
             self.learning_rate = 1e-3 if timm.optim.get_optimizer_info(self._stepping_name()).has_betas else 0.1
+        check_effects(self.given)
+        check_ranges(self)
+        check_best_model(self)
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # a classifier uses all of them, and looking costs every update
+        check_ranges(self)  # also what the base class has worked out
+        check_scheduler(self)
         self._check_optimizer()
         self._check_together()
 
@@ -265,13 +275,15 @@ class RTSTrainingArguments(TrainingArguments):
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for :func:`timm.optim.create_optimizer_v2`, besides the parameters."""
-        settings = {name: getattr(self, name) for name in _RTS_FIELDS if getattr(self, name) is not None}
+        settings = {name: getattr(self, name) for name in RTS_FIELDS if getattr(self, name) is not None}
         adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
         defaults = {f.name: f.default for f in fields(TrainingArguments)}
         for argument, names in adam.items():
             values = tuple(getattr(self, name) for name in names)
             if values != tuple(defaults[name] for name in names):  # else the optimizer's own default holds
                 settings[argument] = values if len(values) > 1 else values[0]
+        if self.momentum == 0 and self._stepping_name() == "sgd":
+            settings["nesterov"] = False  # without momentum it is the same, and torch refuses it
         return {
             "opt": self.timm_name(),
             "lr": self.learning_rate,
@@ -299,7 +311,7 @@ class RTSTrainingArguments(TrainingArguments):
                     "timm.optim.list_optimizers() lists them."
                 )
         if not self.is_two_pass:
-            given = [f"{name}={getattr(self, name)!r}" for name in _RTS_FIELDS if getattr(self, name) is not None]
+            given = [f"{name}={getattr(self, name)!r}" for name in RTS_FIELDS if getattr(self, name) is not None]
             if given:
                 raise ValueError(
                     f"{', '.join(given)}: opt={self.opt!r} has no second pass and no such setting; leave it out, or "
@@ -323,26 +335,7 @@ class RTSTrainingArguments(TrainingArguments):
                 f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
                 "DistributedDataParallel or FSDP2."
             )
-        if not self.sync_first_pass and (self.fsdp or self.ddp_static_graph):
-            given = f"fsdp={self.fsdp!r}" if self.fsdp else "ddp_static_graph=True"
-            raise ValueError(
-                f"sync_first_pass=False leaves gradients on their process, which {given} does not allow; use plain "
-                "DistributedDataParallel, or sync_first_pass=True."
-            )
-        if self.switch == "gradient_variance" and self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm={self.max_grad_norm!r} clips the gradients whose norms switch='gradient_variance' "
-                "listens to; set max_grad_norm=0 (a unit gradient needs no clipping), or use another switch."
-            )
-        if self.switch == "generalization_gap" and self.eval_strategy == "no":
-            raise ValueError(
-                "switch='generalization_gap' listens to evaluations, but eval_strategy='no'; use eval_strategy='epoch'."
-            )
-        if self.overwrite and self.resume_from_checkpoint:
-            raise ValueError(
-                f"overwrite=True deletes the run that resume_from_checkpoint={self.resume_from_checkpoint!r} continues"
-                "; leave one out."
-            )
+        check_together(self)
 
 
 def _json_object(name: str, value: dict | str | None) -> dict | None:

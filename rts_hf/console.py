@@ -43,14 +43,14 @@ class ConsoleCallback(TrainerCallback):
             return
         evaluation = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
         rts = unwrap_optimizer(kwargs.get("optimizer"))
-        phase = "" if rts is None else rts.phase
+        perturbs = rts is not None and rts.last_phase == "pugd"
         cells = (
-            f"{evaluation.get('train_loss', math.nan):12.4f}",
-            f"{evaluation.get('train_accuracy', math.nan):7.3f}",
-            f"{evaluation.get('eval_loss', math.nan):12.4f}",
-            f"{evaluation.get('eval_accuracy', math.nan):7.3f}",
-            f"{phase:>7}",
-            f"{rts.stats()['alpha_r']:7.3f}" if rts is not None and phase == "pugd" else " " * 7,
+            _cell(evaluation.get("train_loss"), 12),
+            _cell(evaluation.get("train_accuracy"), 7, decimals=3),
+            _cell(evaluation.get("eval_loss"), 12),
+            _cell(evaluation.get("eval_accuracy"), 7, decimals=3),
+            f"{'' if rts is None else rts.method if perturbs else 'sgd':>7}",
+            _cell(rts.stats()["alpha_r"], 7, decimals=3) if rts is not None and perturbs else " " * 7,
             f"{evaluation.get('gradient_evaluations', 0):12d}",
         )
         if self._rows % 20 == 0:
@@ -90,23 +90,43 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         metrics = record["metrics"].get(split)
         if metrics is not None:
             images = record["data"]["splits"][split]
-            lines.append(f"{split:12}{images:8d}{metrics['loss']:10.4f}{metrics['accuracy']:10.4f}")
+            lines.append(f"{split:12}{images:8d}{_cell(metrics['loss'], 10)}{_cell(metrics['accuracy'], 10)}")
     lines += [
         "",
         f"{'Switch':22}{_switch(record)}",
-        f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {record['updates']} updates, "
-        f"{record['epochs']:g} epochs",
+        f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {_count(record['updates'], 'update')}, "
+        f"{_count(record['epochs'], 'epoch')}",
         f"{'Seconds':22}{record['seconds']:.0f}",
-        *(f"{'Note':22}{remark}" for remark in record["warnings"]),
+        *(
+            f"{kind.replace('_', ' ').capitalize().replace('Nonfinite', 'NaN or infinite'):22}{_count(count, 'time')}"
+            for kind, count in (record.get("faults") or {}).items()
+            if count
+        ),
+        *(f"{'Note':22}{remark}" for remark in record["warnings"] if not remark.startswith("The switch ")),
         f"{'Run folder':22}{folder}",
     ]
     return "\n".join(lines)
 
 
 def _switch(record: Mapping[str, Any]) -> str:
-    switch = record["optimizer"]["switch"]
+    optimizer = record["optimizer"]
+    switch = optimizer["switch"]
     if switch is None:
-        return f"none: {record['optimizer']['name']} has one phase"
+        return f"none: {optimizer['name']} has one phase"
+    settings = ", ".join(f"{name} {value}" for name, value in switch["settings"].items())
     if switch["step"] is None:
-        return f"never: {switch['kind']} did not fire"
-    return f"epoch {switch['epoch']:.1f}, after {switch['step']} updates ({switch['kind']})"
+        return f"never: {switch['kind']} ({settings}) did not fire, so this was plain {optimizer['base']} throughout"
+    if switch["step"] == 0:
+        return f"{optimizer['method']} from the first update"
+    return f"epoch {switch['epoch']:.1f}, after {_count(switch['step'], 'update')} ({switch['kind']})"
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" + ("" if number == 1 else "s")
+
+
+def _cell(value: Any, width: int, decimals: int = 4) -> str:
+    """Return a number right-aligned, short also where it is huge; a dash for what is no number."""
+    if not isinstance(value, int | float) or math.isnan(value):
+        return f"{'–':>{width}}"
+    return f"{value:{width}.{decimals}f}" if abs(value) < 1e4 else f"{value:{width}.3g}"

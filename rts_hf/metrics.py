@@ -83,6 +83,28 @@ def classification_metrics(num_labels: int) -> Callable[[EvalPrediction], dict[s
     return compute_metrics
 
 
+def mean_cross_entropy(logits: Any, labels: Any) -> float | None:
+    """Return the mean cross-entropy in nats, or None where these are not logits (N, C) and class indices (N,).
+
+    >>> round(mean_cross_entropy(np.zeros((2, 4)), labels=np.array([0, 3])), 4)  # ln 4
+    1.3863
+
+    Args:
+        logits: Scores (N, C).
+        labels: True class indices (N,).
+    """
+    from torch import as_tensor, float64
+    from torch.nn.functional import cross_entropy
+
+    logits = logits[0] if isinstance(logits, tuple) and logits else logits
+    scores, classes = np.asarray(logits), np.asarray(labels)
+    if scores.dtype.kind != "f" or scores.ndim != 2 or not len(scores) or classes.shape != scores.shape[:1]:
+        return None
+    if classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= scores.shape[1]:
+        return None
+    return cross_entropy(as_tensor(scores, dtype=float64), as_tensor(classes)).item()
+
+
 def class_accuracy(predictions: ArrayLike, labels: ArrayLike, label_names: Sequence[str]) -> dict[str, float]:
     """Return, for every class that has examples, the share of them that was recognised (its recall).
 

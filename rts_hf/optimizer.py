@@ -96,8 +96,6 @@ class RTSPUGD(TimedOptimizer):
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
         check_whole("perturb_every", perturb_every)
-        if total_steps is not None:
-            check_whole("total_steps", total_steps)
         self._forget_transient()
         super().__init__(
             create_base(params, base, lr, base_kwargs),
@@ -241,7 +239,7 @@ class RTSPUGD(TimedOptimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return the closure's first loss, or None without a closure.
 
-        A unit-gradient step divides the gradients by their norm in place.
+        Without any gradient, nothing moves and no step is counted.
 
         Args:
             closure: Computes the loss, calls ``backward`` and returns the loss; may call ``zero_grad``. It is called
@@ -252,8 +250,8 @@ class RTSPUGD(TimedOptimizer):
         """
         if self._is_perturbed:
             raise RuntimeError("step() inside perturbed() would update w + ε; leave the `with` block first.")
-        self._share_with_base()
         loss = None
+        self._share_with_base()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -263,10 +261,13 @@ class RTSPUGD(TimedOptimizer):
         if self._is_state_initialization(grads):
             self.base_optimizer.step()
             return loss
+        if not grads:
+            self._has_second_gradient = False
+            return loss
         self._warn_if_progress_is_unknown()
         if not self._has_second_gradient:
             self._alphas = self._alphas_now()
-            self._gradient_norm = global_norm(grads) if grads else 0.0
+            self._gradient_norm = global_norm(grads)
             self._epsilon_norm = 0.0
         if self.phase == "pugd":
             self._step_after_switch(params, grads)
@@ -319,7 +320,7 @@ class RTSPUGD(TimedOptimizer):
                 "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
                 "pass inside `with optimizer.perturbed():`, or pass a closure."
             )
-        if not METHODS[self.method].unit_gradient or not grads:
+        if not METHODS[self.method].unit_gradient:
             self.base_optimizer.step()
             return
         units = self._buffers_like(params)

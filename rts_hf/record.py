@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import shlex
-from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,11 @@ import torch
 
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.data import DataBundle
-from rts_hf.models import needs_rts_hf
+from rts_hf.models import needs_rts_hf, plain_name
 from rts_hf.run_folder import FORMAT
+from rts_hf.settings import settings_of
 from rts_hf.trainer import RTSTrainer
 
-# Places, and arguments whose default the command line spells otherwise than the class
-_LEFT_OUT = frozenset(
-    {
-        "accelerator_config",
-        "cache_dir",
-        "debug",
-        "include_num_input_tokens_seen",
-        "output_dir",
-        "overwrite",
-        "resume_from_checkpoint",
-    }
-)
 _PACKAGES = ("torch", "timm", "transformers", "accelerate", "datasets", "evaluate", "rts_hf")
 
 
@@ -41,15 +29,17 @@ def describe_run(
     data_args: DataArguments,
     metrics: dict[str, dict[str, float] | None],
     seconds: float,
+    status: str = "complete",
 ) -> dict[str, Any]:
-    """Return the record of a finished run, as plain values that JSON can hold.
+    """Return the record of a run, as plain values that JSON can hold.
 
     Args:
-        trainer: After ``train``.
+        trainer: After ``train``, or, for a run that is not ``complete``, before it.
         data: What it was trained on.
         model_args, data_args: What the run was told, besides the trainer's own arguments.
         metrics: Loss and metrics of ``train``, ``validation`` and ``test``; None where there is no such split.
-        seconds: Wall-clock time of the whole run.
+        seconds: Wall-clock time of the whole run, all its commands together.
+        status: ``training``, ``interrupted`` (by SIGTERM), ``stopped`` (by a fault) or ``complete``.
     """
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     config = model.config
@@ -60,12 +50,12 @@ def describe_run(
     return _plain(
         {
             "format": FORMAT,
-            "status": "complete",
+            "status": status,
             "command": command_line(model_args, data_args, args),
             "arguments": {
-                "model": _settings(model_args, only_changed=False),
-                "data": _settings(data_args, only_changed=False),
-                "training": _settings(args, only_changed=False),
+                "model": settings_of(model_args),
+                "data": settings_of(data_args),
+                "training": settings_of(args),
             },
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
             "seed": args.seed,
@@ -82,12 +72,14 @@ def describe_run(
                 "image_size": data.image_size,
                 "augmentation": data.augmentation,
                 "splits": {"test": None, **data.split_sizes},
+                "split_sources": data.split_sources,
                 "skipped": data.skipped,
                 "mean": data.mean,
                 "std": data.std,
+                "normalisation": "pretrained weights" if model_args.pretrained else data.normalisation,
             },
             "model": {
-                "architecture": config.architecture,
+                "architecture": plain_name(config.architecture),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "pretrained": model_args.pretrained,
                 "checkpoint": Path(model_args.checkpoint).name if model_args.checkpoint else None,
@@ -99,7 +91,9 @@ def describe_run(
             "floating_point_operations": state.total_flos,
             "epochs": round(state.epoch or 0, 6),
             "seconds": round(seconds, 1),
-            "metrics": metrics,
+            "resumed_at": trainer.resumed_at,
+            "faults": trainer.faults.counts,
+            "metrics": {**dict.fromkeys(("train", "validation", "test")), **metrics},
             "best": best,
             "warnings": trainer.remarks(),
         }
@@ -115,7 +109,7 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
         "base": None if rts is None else args.base or "sgd",
         "learning_rate": args.learning_rate,
         "weight_decay": args.weight_decay,
-        "momentum": optimizer.param_groups[0].get("momentum"),
+        "momentum": None if optimizer is None else optimizer.param_groups[0].get("momentum"),
         "total_steps": state.max_steps,
         **dict.fromkeys(("method", "radius", "scale", "perturb_every", "switch")),
     }
@@ -135,7 +129,8 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
         "switch": {
             "kind": rts.switch.name,
             "settings": rts.switch.settings(),
-            "state": rts.switch.state_dict(),
+            "fired": step is not None,
+            "state": {key: value for key, value in rts.switch.state_dict().items() if key != "fired"},
             "step": step,
             "epoch": None if step is None else round(step * (state.epoch or 0) / max(state.global_step, 1), 3),
         },
@@ -145,33 +140,16 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
 def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> str:
     """Return the command that runs this again: what, on what, with what, every other argument that is not at its
     default, and no token."""
-    words = ["accelerate", "launch", "scripts/train.py"]
+    processes = [] if args.world_size == 1 else ["--num_processes", str(args.world_size)]
+    words = ["accelerate", "launch", *processes, "scripts/train.py"]
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}
-    changed = [_settings(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
+    changed = [settings_of(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
     for name, value in {**always, **changed[0], **changed[1], **changed[2]}.items():
         if value is None:
             continue  # a command line cannot say None, and where it is not the default it came from one
         words.append(f"--{name}")
         words += [*map(str, value)] if isinstance(value, list) else [_word(value)]
     return shlex.join(words)
-
-
-def _settings(arguments: Any, *, only_changed: bool) -> dict[str, Any]:
-    """Return the arguments by name, or those that are not at their default; never places or secrets."""
-    defaults = {f.name: f.default for f in fields(arguments) if f.init}
-    if isinstance(arguments, RTSTrainingArguments):
-        # of the Trainer's many arguments, those that this package sets itself are always worth telling
-        own = [name for name in defaults if name in type(arguments).__annotations__]
-        values = {**({} if only_changed else {name: getattr(arguments, name) for name in own}), **arguments.given}
-    else:
-        values = {name: getattr(arguments, name) for name in defaults}
-        if only_changed:
-            values = {name: value for name, value in values.items() if value != defaults[name]}
-    return {
-        name: getattr(value, "value", value)
-        for name, value in values.items()
-        if name not in _LEFT_OUT and not name.endswith("_token")
-    }
 
 
 def _word(value: Any) -> str:

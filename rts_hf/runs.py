@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import re
-import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
+from rts_hf.checkpoints import checkpoint_architecture
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
+from rts_hf.faults import TrainingFault
 from rts_hf.figures import draw_run_figures
+from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
-from rts_hf.models import build_model, pretrained_data_config
+from rts_hf.models import build_model, plain_name, pretrained_data_config
+from rts_hf.output_folder import choose_folder, clear_folder, prepare_folder
 from rts_hf.record import describe_run
-from rts_hf.run_folder import RECORD_NAME, STATE_NAME, write_record
+from rts_hf.resuming import check_same_run
+from rts_hf.run_folder import RECORD_NAME, read_record, write_record
+from rts_hf.settings import settings_of
 from rts_hf.trainer import RTSTrainer
 
 logger = logging.getLogger(__name__)
 
-_TRAINERS_DEFAULT_FOLDER = "trainer_output"
-# What a run writes: found in a folder, they tell that it is taken; nothing else is ever deleted.
-_OWN_FILES = (RECORD_NAME, STATE_NAME, "model.safetensors", "config.json", "README.md", "training_args.bin")
-_OWN_FOLDERS = re.compile(r"figures|runs|checkpoint-\d+")
+_MEASURED = ("loss", "accuracy", "f1_macro", "top5_accuracy")
 
 
 @quiet_progress_bars()
@@ -39,7 +38,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     """Train a classifier and leave a complete run folder at ``training_args.output_dir``.
 
     The folder holds the model with its preprocessing (``config.json``, ``model.safetensors``), ``trainer_state.json``,
-    ``run.json``, ``figures/`` and the card ``README.md``. The test split is read once, after training.
+    ``run.json``, ``figures/`` and the card ``README.md``. The test split is read once, after training. SIGTERM ends
+    the training after the running update, with a checkpoint to resume from; ``status`` in the record is then
+    ``interrupted``.
 
     Args:
         model_args: Which backbone, and from which weights.
@@ -50,12 +51,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         The record that ``run.json`` holds.
 
     Raises:
-        ValueError: For arguments that are not legal, a folder that holds another run, or data that cannot be used.
+        ValueError: For arguments that are not legal, a folder that holds another run, a checkpoint of another run, or
+            data that cannot be used.
+        TrainingFault: If too many updates in a row had to be skipped.
     """
     started = time.monotonic()
-    if training_args.output_dir == _TRAINERS_DEFAULT_FOLDER:
-        training_args.output_dir = free_folder(f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
+    _check_metric(training_args)
+    if model_args.checkpoint is not None and model_args.model == ModelArguments.model:
+        model_args.model = checkpoint_architecture(model_args.checkpoint) or model_args.model
+    choose_folder(training_args, f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
+    _check_starting_weights(model_args, training_args)
     checkpoint = prepare_folder(training_args)
+    folder = Path(str(training_args.output_dir))
+    arguments = {"model": settings_of(model_args), "data": settings_of(data_args)}
+    if checkpoint is not None:
+        everything = {**arguments, "training": settings_of(training_args)}
+        check_same_run(checkpoint, everything, override=training_args.override_schedule)
+        finished = _finished_record(folder, training_args)
+        if finished is not None:
+            return finished
     set_seed(training_args.seed)
     preprocessing = pretrained_data_config(model_args.model) if model_args.pretrained else {}
     with training_args.main_process_first(desc="loading the data"):
@@ -77,6 +91,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             cache_dir=data_args.cache_dir,
             **preprocessing,
         )
+    _check_metric(training_args, num_classes=len(data.label_names))
     model = build_model(
         model_args.model,
         label_names=data.label_names,
@@ -89,118 +104,119 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         small_image_stem=model_args.small_image_stem,
         model_args=model_args.model_args,  # type: ignore[arg-type]
     )
-    trainer = create_trainer(model, data, training_args)
+    stop = StopOnSigterm()
+    trainer = create_trainer(model, data, training_args, stop)
+    trainer.run_arguments = arguments
+    trainer.preparation_seconds = time.monotonic() - started
+
+    def record(status: str, metrics: dict[str, Any] | None = None, remark: str | None = None) -> dict[str, Any]:
+        described = describe_run(trainer, data, model_args, data_args, metrics or {}, trainer.seconds, status=status)
+        described["warnings"] += [remark] if remark else []
+        if trainer.is_world_process_zero():
+            write_record(folder, described)
+        return described
+
     if trainer.is_world_process_zero():
         print(_introduction(model, data, training_args), flush=True)
-    clear_folder(training_args)  # not before: an argument that is refused must cost nobody a run
-    trainer.train(resume_from_checkpoint=checkpoint)
+        clear_folder(training_args)  # not before: an argument that is refused must cost nobody a run
+        folder.mkdir(parents=True, exist_ok=True)
+    record("training")
+    try:
+        with warnings.catch_warnings():
+            # the closing table and the card say it too
+            warnings.filterwarnings("ignore", message=r"The switch .* never fired")
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except TrainingFault as fault:
+        record("stopped", remark=str(fault))
+        raise
+    finally:
+        stop.close()
+    if stop.received and trainer.state.global_step < trainer.state.max_steps:
+        interrupted = record("interrupted")
+        if trainer.is_world_process_zero():
+            print(
+                f"Stopped by SIGTERM after update {trainer.state.global_step} of {trainer.state.max_steps}; go on with "
+                f"--output_dir {os.path.relpath(folder)} --resume_from_checkpoint last",
+                flush=True,
+            )
+        return interrupted
 
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
     metrics = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
     trainer.save_model()
     trainer.save_state()
-    record = describe_run(trainer, data, model_args, data_args, metrics, time.monotonic() - started)
+    complete = record("complete", metrics)
     if trainer.is_world_process_zero():
-        folder = Path(str(training_args.output_dir))
-        write_record(folder, record)
         draw_run_figures(folder)
         write_card(folder)
-        print(summary(record, os.path.relpath(folder)), flush=True)
+        print(summary(complete, os.path.relpath(folder)), flush=True)
     trainer.accelerator.wait_for_everyone()
-    return record
+    return complete
 
 
-def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArguments) -> RTSTrainer:
-    """Return the trainer of a run, with its metrics and its console output."""
-    callbacks: list[Any] = []
+def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArguments, *callbacks: Any) -> RTSTrainer:
+    """Return the trainer of a run, with its metrics and its console output.
+
+    Raises:
+        ValueError: If ``report_to`` names something that is not installed.
+    """
+    own: list[Any] = list(callbacks)
     if training_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
-    trainer = RTSTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=collate,
-        callbacks=callbacks,
-    )
+        own.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    try:
+        trainer = RTSTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=collate,
+            callbacks=own,
+        )
+    except (RuntimeError, ImportError) as error:
+        if not training_args.report_to:
+            raise
+        raise ValueError(
+            f"report_to={training_args.report_to!r} cannot be used: {error}; install it, or use report_to='none'."
+        ) from error
     for chatty in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(chatty)
     trainer.add_callback(ConsoleCallback())
     return trainer
 
 
-def free_folder(name: str) -> str:
-    """Return the first of ``runs/<name>``, ``runs/<name>-2``, ... that does not exist, the same on all processes."""
-    stem = Path("runs") / re.sub(r"[^\w.-]+", "_", name).strip("._")
-    numbered = (stem.with_name(f"{stem.name}-{number}") for number in itertools.count(2))
-    chosen: list[Any] = [str(next(path for path in itertools.chain([stem], numbered) if not path.exists()))]
-    return broadcast_object_list(chosen)[0]
+def _check_metric(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:
+    name = training_args.metric_for_best_model
+    measured = [m for m in _MEASURED if num_classes is None or num_classes > 5 or m != "top5_accuracy"]
+    if name is not None and name.removeprefix("eval_") not in measured:
+        raise ValueError(f"metric_for_best_model={name!r} is not measured here; use one of {', '.join(measured)}.")
 
 
-def prepare_folder(training_args: RTSTrainingArguments) -> str | None:
-    """Make sure that the output folder is free, and return the checkpoint to go on from, or None.
+def _check_starting_weights(model_args: ModelArguments, training_args: RTSTrainingArguments) -> None:
+    """Refuse to delete, with the run that is overwritten, the weights that the new one starts from."""
+    folder = Path(str(training_args.output_dir)).resolve()
+    if training_args.overwrite and model_args.checkpoint is not None:
+        weights = Path(model_args.checkpoint).expanduser().resolve()
+        if weights == folder or folder in weights.parents:
+            raise ValueError(
+                f"checkpoint={model_args.checkpoint!r} lies in output_dir={training_args.output_dir!r}, whose run "
+                "--overwrite deletes; write to another folder."
+            )
 
-    Raises:
-        ValueError: If the folder holds a run and neither ``overwrite`` nor ``resume_from_checkpoint`` is set, or if
-            there is no checkpoint to resume from.
-    """
-    folder = Path(str(training_args.output_dir))
-    wanted = training_args.resume_from_checkpoint
-    if wanted is not None:
-        if wanted not in ("last", "True", "true"):
-            if not Path(wanted).is_dir():
-                raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder; name one, or use 'last'.")
-            return wanted
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
-            raise ValueError(f"resume_from_checkpoint='last', but output_dir={str(folder)!r} holds no checkpoint.")
-        return last
-    error: list[Any] = [None]
+
+def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[str, Any] | None:
+    """Return the record of a run that needs no resuming, having said so, or None."""
+    if training_args.override_schedule or not (folder / RECORD_NAME).is_file():
+        return None
+    record = read_record(folder)
+    if record.get("status") != "complete":
+        return None
     if training_args.process_index == 0:
-        error[0] = _obstacle(folder, training_args.overwrite)
-    if broadcast_object_list(error)[0] is not None:
-        raise ValueError(error[0])
-    return None
-
-
-def _obstacle(folder: Path, overwrite: bool) -> str | None:
-    """Return what is in the way of a run in the folder, or None."""
-    own = []
-    if folder.is_dir():
-        own = [path for path in folder.iterdir() if path.name in _OWN_FILES or _is_own_folder(path)]
-    elif folder.exists():
-        return f"output_dir={str(folder)!r} is a file; name a folder."
-    if own and not overwrite:
-        return (
-            f"output_dir={str(folder)!r} holds another run ({', '.join(sorted(path.name for path in own)[:4])}); name "
-            "another folder, go on with --resume_from_checkpoint last, or delete that run with --overwrite."
+        print(
+            f"The run in {os.path.relpath(folder)} is already finished, after {record['updates']} updates; its record "
+            "stays as it is. To train it for longer, give --num_train_epochs and --override_schedule.",
+            flush=True,
         )
-    is_run = any((folder / name).exists() for name in (RECORD_NAME, STATE_NAME)) or any(map(_is_checkpoint, own))
-    if own and not is_run:
-        return (
-            f"output_dir={str(folder)!r} holds no run, but files that this one would replace "
-            f"({', '.join(sorted(path.name for path in own))}); name another folder, or move them away."
-        )
-    return None
-
-
-def clear_folder(training_args: RTSTrainingArguments) -> None:
-    """Delete the run that :func:`prepare_folder` found, where ``overwrite`` is set; called when all else is ready."""
-    folder = Path(str(training_args.output_dir))
-    if training_args.process_index == 0 and training_args.overwrite and folder.is_dir():
-        for path in [path for path in folder.iterdir() if path.name in _OWN_FILES or _is_own_folder(path)]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _is_own_folder(path: Path) -> bool:
-    return path.is_dir() and _OWN_FOLDERS.fullmatch(path.name) is not None
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and path.name.startswith("checkpoint-")
+    return record
 
 
 def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> dict[str, float]:
@@ -214,6 +230,6 @@ def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArgume
     sizes = ", ".join(f"{count} {name}" for name, count in data.split_sizes.items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return (
-        f"{model.config.architecture} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images of "
-        f"{data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}"
+        f"{plain_name(model.config.architecture)} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images "
+        f"of {data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}"
     )

@@ -48,6 +48,29 @@ class RandomState:
             now.restore()
 
 
+class BufferSnapshot:
+    """A copy of a model's saved buffers: BatchNorm's running statistics and counters.
+
+    Args:
+        model: Any module. Buffers that its ``state_dict`` leaves out are left alone: they hold constants.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [
+            buffer
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set
+        ]
+        self._saved = [buffer.detach().clone() for buffer in self._buffers]
+
+    def restore(self) -> None:
+        """Put the buffers back to what they were."""
+        with torch.no_grad():
+            for buffer, value in zip(self._buffers, self._saved, strict=True):
+                buffer.copy_(value)
+
+
 @contextmanager
 def keep_buffers(model: nn.Module) -> Iterator[None]:
     """Give the model back its saved buffers (BatchNorm's running statistics and counters) after the ``with`` block.
@@ -62,16 +85,8 @@ def keep_buffers(model: nn.Module) -> Iterator[None]:
     Args:
         model: Any module. Buffers that its ``state_dict`` leaves out are left alone: they hold constants.
     """
-    buffers = [
-        buffer
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name not in module._non_persistent_buffers_set
-    ]
-    saved = [buffer.detach().clone() for buffer in buffers]
+    snapshot = BufferSnapshot(model)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
+        snapshot.restore()

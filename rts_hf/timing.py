@@ -67,6 +67,12 @@ class TimedOptimizer(Optimizer):
         return None if self.phase == "sgd" else self._lead["rts_switched_at"]
 
     @property
+    def last_phase(self) -> str:
+        """The phase in which the last step was taken; ``phase`` is that of the coming one."""
+        lead = self._lead
+        return "pugd" if 0 <= lead["rts_switched_at"] < lead["rts_step"] else "sgd"
+
+    @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run, or None where unknown. Setting it moves the schedules."""
         return self._lead["rts_total_steps"] or None

@@ -9,29 +9,35 @@ from typing import Any
 
 import timm.optim
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.distributed.tensor import DTensor
+from transformers import TimmWrapperForImageClassification
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rts_hf.config import RTSTrainingArguments
-from rts_hf.metrics import classification_metrics
+from rts_hf.faults import FaultCounter
+from rts_hf.metrics import classification_metrics, mean_cross_entropy
 from rts_hf.optimizer import RTSPUGD
-from rts_hf.second_pass import RandomState, keep_buffers
+from rts_hf.resumable import ResumableTrainer
+from rts_hf.second_pass import BufferSnapshot, RandomState, keep_buffers
+from rts_hf.sums import DeviceSums
 from rts_hf.unwrapping import unwrap_optimizer
 
-_STATE_KEY = "RTSTrainer"  # in trainer_state.json, beside the callbacks' states
 
-
-class RTSTrainer(Trainer):
+class RTSTrainer(ResumableTrainer):
     """A :class:`transformers.Trainer` that trains with RTSPUGD, or with any optimizer timm knows.
 
     Where the optimizer wants a second pass, it is run at the end of ``training_step`` on the micro-batch at which
     gradients are synchronized: the weights move to w + ε, the window's micro-batches are replayed, and the weights come
     back. Everything else of the Trainer's loop (accumulation, clipping, scaler, scheduler, callbacks) runs once and
     unchanged. The training logs gain ``accuracy``, ``phase`` (0 = sgd, 1 = pugd), ``alpha_r``, ``alpha_s``,
-    ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖), ``sharpness`` (``L(w + ε) − L(w)``, mean since the last entry) and
-    ``gradient_evaluations``; the evaluations gain ``train_loss`` and ``train_accuracy`` (of the first passes since the
-    last one) and ``gradient_evaluations``.
+    ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖), ``sharpness`` (``L(w + ε) − L(w)``, mean since the last entry),
+    ``gradient_evaluations``, and ``skipped_updates`` once there are any; the evaluations gain ``train_loss`` and
+    ``train_accuracy`` (of the first passes since the last one) and ``gradient_evaluations``.
+
+    An update whose gradient is NaN or infinite is skipped: weights, momentum, schedules and BatchNorm statistics stay
+    as they were. ``args.max_skipped_updates`` of them in a row end the training with a :class:`TrainingFault`.
 
     Args:
         *args, **kwargs: As for :class:`transformers.Trainer`; ``args`` is an :class:`RTSTrainingArguments`. An
@@ -67,13 +73,17 @@ class RTSTrainer(Trainer):
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 0)
         if self.compute_metrics is None and not self.args.batch_eval_metrics and num_labels >= 2:
             self.compute_metrics = classification_metrics(num_labels)
+        self.faults = FaultCounter(self.args.max_skipped_updates)
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
         self._window_perturbs = False
         self._in_second_pass = False
         self._window_loss: Tensor | float = 0.0
+        self._sharpness: Tensor | float | None = None
         self._loss_scale: Tensor | float = 1.0
-        self._since_log = _Sums(("correct", "seen", "sharpness", "perturbed_updates"))
-        self._since_evaluation = _Sums(("loss", "updates", "correct", "seen"))
+        self._since_log = DeviceSums("correct", "seen", "sharpness", "perturbed_updates", "nonfinite_losses")
+        self._since_evaluation = DeviceSums("loss", "updates", "correct", "seen")
+        self._device_sums = {"since_log": self._since_log, "since_evaluation": self._since_evaluation}
+        self._lost_evaluations = 0
         self._training_figures: dict[str, float] = {}
         self._sets_horizon = False
 
@@ -116,6 +126,7 @@ class RTSTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as :meth:`transformers.Trainer.train` does, and warn where the switch never fired."""
+        self.faults = FaultCounter(self.args.max_skipped_updates)
         output = super().train(*args, **kwargs)
         if self.two_pass_optimizer is not None and self.switched_at() is None:
             warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
@@ -125,7 +136,9 @@ class RTSTrainer(Trainer):
     def gradient_evaluations(self) -> int:
         """Passes over an update's images so far: one an update, two where it was perturbed."""
         rts = self.two_pass_optimizer
-        return self.state.global_step if rts is None else int(rts.stats()["gradient_evaluations"])
+        if rts is None:
+            return self.state.global_step
+        return int(rts.stats()["gradient_evaluations"]) + self._lost_evaluations
 
     def switched_at(self) -> int | None:
         """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
@@ -146,23 +159,22 @@ class RTSTrainer(Trainer):
 
     # ---- Checkpoints ----
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        # what the gap switch has heard of an epoch that is not over belongs to the state of the run
-        states: Any = self.state.stateful_callbacks
-        states[_STATE_KEY] = {"args": {}, "attributes": self._since_evaluation.peek(self.accelerator)}
-        super()._save_checkpoint(*args, **kwargs)
+    def _counters(self) -> dict[str, Any]:
+        return {"faults": self.faults.state_dict(), "lost_evaluations": self._lost_evaluations}
+
+    def _set_counters(self, counters: dict[str, Any]) -> None:
+        self.faults.load_state_dict(counters["faults"])
+        self._lost_evaluations = counters["lost_evaluations"]
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._lost_evaluations = 0
+        return super()._prepare_for_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         rts = self.two_pass_optimizer
         wanted = None if rts is None else rts.settings()
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        states: Any = self.state.stateful_callbacks
-        kept = states.get(_STATE_KEY)
-        if kept is not None:
-            self._since_evaluation.put(kept["attributes"], is_main=self.accelerator.is_main_process)
-        if rts is not None and wanted is not None:
+        if checkpoint is not None and rts is not None and wanted is not None:
             self._reconcile(rts, wanted, checkpoint)
 
     def _reconcile(self, rts: RTSPUGD, wanted: dict[str, Any], checkpoint: str) -> None:
@@ -186,7 +198,10 @@ class RTSTrainer(Trainer):
         rts = self.two_pass_optimizer
         self._window = []
         self._window_loss = 0.0
+        self._sharpness = None
         self._loss_scale = 1.0
+        model: Any = self.model
+        self._buffers = BufferSnapshot(model)
         self._window_perturbs = rts is not None and rts.perturbing
         return super().get_batch_samples(*args, **kwargs)
 
@@ -196,16 +211,25 @@ class RTSTrainer(Trainer):
         """Run the first pass over a micro-batch and, at the end of the update's window, the second over them all."""
         state = RandomState(self.args.device) if self._window_perturbs and self.args.same_dropout else None
         stays_local = self._window_perturbs and not self.args.sync_first_pass
-        with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
-            loss = super().training_step(model, inputs, num_items_in_batch)
         ends_window = self.accelerator.sync_gradients
-        self._since_evaluation.add(loss=loss, updates=int(ends_window))
         rts = self.two_pass_optimizer
-        if rts is not None and self._window_perturbs:
-            self._window.append((inputs, state))
+        try:
+            with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
+                loss = super().training_step(model, inputs, num_items_in_batch)
             self._window_loss = self._window_loss + loss
-            if ends_window:
-                self._run_second_pass(rts, model, num_items_in_batch)
+            if rts is not None and self._window_perturbs:
+                self._window.append((inputs, state))
+                if ends_window:
+                    self._run_second_pass(rts, model, num_items_in_batch)
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                self.faults.count("out_of_memory", self.state.global_step + 1)
+            raise
+        if ends_window:
+            is_finite = torch.isfinite(torch.as_tensor(self._window_loss))
+            counted = torch.where(is_finite, self._window_loss, 0.0)
+            self._since_evaluation.add(loss=counted, updates=is_finite.float())
+            self._since_log.add(nonfinite_losses=(~is_finite).float())
         return loss
 
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
@@ -229,7 +253,22 @@ class RTSTrainer(Trainer):
         finally:
             self._in_second_pass = False
             gradient_state._set_sync_gradients(True)
-        self._since_log.add(sharpness=second_loss - self._window_loss, perturbed_updates=1)
+        self._sharpness = second_loss - self._window_loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the gradient's norm just before the step, and leave the step nothing to take if it is not finite."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        size, optimizer, update = float(norm), self.optimizer, self.state.global_step + 1
+        if math.isfinite(size):
+            if self._sharpness is not None:
+                self._since_log.add(sharpness=self._sharpness, perturbed_updates=1)
+        elif optimizer is not None:
+            self._lost_evaluations += 2 if self._window_perturbs else 1
+            self._buffers.restore()
+            optimizer.zero_grad()  # a gradient scaler has seen them, and lowers its scale
+        self.faults.observe_norm(size, update=update)
+        return norm
 
     def compute_loss(
         self,
@@ -268,11 +307,16 @@ class RTSTrainer(Trainer):
         figures: dict[str, float] = {}
         if sums["seen"]:
             figures["accuracy"] = sums["correct"] / sums["seen"]
+        self.faults.count("nonfinite_loss", self.state.global_step, int(sums["nonfinite_losses"]))
+        if self.faults.counts["nonfinite_gradient"]:
+            figures["skipped_updates"] = self.faults.counts["nonfinite_gradient"]
+        figures["gradient_evaluations"] = self.gradient_evaluations
         rts = self.two_pass_optimizer
         if rts is None:
-            return {**figures, "gradient_evaluations": self.gradient_evaluations}
+            return figures
         stats = rts.stats()
-        for name in ("phase", "alpha_r", "alpha_s", "gradient_norm", "epsilon_norm", "gradient_evaluations"):
+        figures["phase"] = 0 if rts.last_phase == "sgd" else 1
+        for name in ("alpha_r", "alpha_s", "gradient_norm", "epsilon_norm"):
             figures[name] = stats[name]
         figures["gradient_norm"] /= float(self._loss_scale)  # the second pass comes before the scaler unscales
         if sums["perturbed_updates"]:
@@ -292,6 +336,21 @@ class RTSTrainer(Trainer):
             rts.observe_losses(train_loss=self._training_figures["train_loss"], eval_loss=metrics["eval_loss"])
         return metrics
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the Trainer does, with the plain cross-entropy of exactly the images there are as the loss.
+
+        The Trainer's own is smoothed where training is, and on several processes counts images that fill up a batch
+        twice. A model of another kind than timm's, or a ``compute_loss_func``, keeps its own loss.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        metrics = output.metrics or {}
+        name = next((key for key in metrics if key.endswith("_loss")), None)
+        if name and self.compute_loss_func is None and isinstance(model, TimmWrapperForImageClassification):
+            loss = mean_cross_entropy(output.predictions, output.label_ids)
+            metrics[name] = metrics[name] if loss is None else loss
+        return output
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
         is_best = super()._determine_best_metric(metrics, trial)
@@ -302,32 +361,3 @@ class RTSTrainer(Trainer):
         if is_equal and self.args.save_strategy != SaveStrategy.NO:
             self.state.best_global_step = self.state.global_step
         return is_equal
-
-
-class _Sums:
-    """Named sums that stay on the device until they are taken, once, over all processes."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
-
-    def add(self, **values: Tensor | float) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value
-
-    def put(self, totals: dict[str, float], *, is_main: bool) -> None:
-        """Go on from sums over all processes, which the main one holds from now on."""
-        self._sums = {name: totals[name] if is_main else 0.0 for name in self._sums}
-
-    def take(self, accelerator: Any) -> dict[str, float]:
-        """Return the sums over all processes as Python numbers, and start again at zero."""
-        total = self.peek(accelerator)
-        self._sums = dict.fromkeys(self._sums, 0.0)
-        return total
-
-    def peek(self, accelerator: Any) -> dict[str, float]:
-        """Return the sums over all processes as Python numbers."""
-        values = [
-            torch.as_tensor(value, dtype=torch.float32, device=accelerator.device) for value in self._sums.values()
-        ]
-        total = accelerator.reduce(torch.stack(values), reduction="sum").tolist()
-        return dict(zip(self._sums, total, strict=True))

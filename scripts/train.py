@@ -11,11 +11,12 @@ The arguments may stand in a YAML or JSON file instead, whose keys are the names
 import sys
 
 from rts_hf.cli import parse_arguments
+from rts_hf.faults import TrainingFault
 from rts_hf.runs import train
 
 if __name__ == "__main__":
     try:
         arguments = parse_arguments(sys.argv[1:], description=__doc__)
         train(*arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TrainingFault) as error:
         sys.exit(f"error: {error}")

@@ -68,7 +68,7 @@ def test_pugd_on_the_command_line_is_the_plain_one(tmp_path: Path, opt: str, tim
         ({"opt_args": "nesterov"}, "opt_args='nesterov' is not JSON"),
         ({"opt_args": "[1]"}, "must be a JSON object"),
         ({"opt": "adamw", "opt_args": '{"nonsense": 1}'}, "opt='adamw' cannot be created: .*nonsense"),
-        ({"learning_rate": -1.0}, "learning rate"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
         ({"optim": "sgd"}, "optim='sgd' has no effect here"),
         (
             {"switch": "generalization_gap", "eval_strategy": "no", "load_best_model_at_end": False},

@@ -13,12 +13,18 @@ from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
 RECORD = {
     "data": {"splits": {"train": 1293, "validation": 144, "test": 360}},
     "metrics": {split: {"loss": 0.1, "accuracy": 0.975} for split in ("train", "validation", "test")},
-    "optimizer": {"name": "rts_pugd", "switch": {"kind": "fixed", "step": 504, "epoch": 24.0}},
+    "optimizer": {
+        "name": "rts_pugd",
+        "method": "pugd",
+        "base": "sgd",
+        "switch": {"kind": "fixed", "settings": {"at": 0.8}, "step": 504, "epoch": 24.0},
+    },
     "gradient_evaluations": 756,
     "updates": 630,
     "epochs": 30.0,
     "seconds": 40.4,
-    "warnings": ["Something to know."],
+    "faults": {"nonfinite_gradient": 1, "out_of_memory": 0},
+    "warnings": ["Something to know.", "The switch never fired, which the line above tells."],
 }
 
 
@@ -27,7 +33,10 @@ def test_summary() -> None:
     assert "train           1293    0.1000    0.9750" in text
     assert "epoch 24.0, after 504 updates (fixed)" in text
     assert "756 in 630 updates, 30 epochs" in text
+    assert "NaN or infinite gradient  1 time" in text.replace("gradient1", "gradient  1")
+    assert "memory" not in text
     assert "Note                  Something to know." in text
+    assert text.count("Note") == 1
     assert text.endswith("runs/mine")
 
 
@@ -35,11 +44,16 @@ def test_summary() -> None:
     ("switch", "words"),
     [
         (None, "none: rts_pugd has one phase"),
-        ({"kind": "fixed", "step": None, "epoch": None}, "never: fixed did not fire"),
+        (
+            {"kind": "fixed", "settings": {"at": 0.8}, "step": None, "epoch": None},
+            "never: fixed (at 0.8) did not fire, so this was plain sgd throughout",
+        ),
+        ({"kind": "fixed", "settings": {"at": 0}, "step": 0, "epoch": 0.0}, "pugd from the first update"),
+        ({"kind": "fixed", "settings": {"at": 1}, "step": 1, "epoch": 0.1}, "epoch 0.1, after 1 update (fixed)"),
     ],
 )
 def test_summary_without_a_switch(switch: dict | None, words: str) -> None:
-    record = {**RECORD, "optimizer": {"name": "rts_pugd", "switch": switch}}
+    record = {**RECORD, "optimizer": {**RECORD["optimizer"], "switch": switch}}
     record["metrics"] = {**RECORD["metrics"], "test": None}
     text = summary(record, "runs/mine")
     assert words in text
@@ -57,16 +71,17 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
         {"train_loss": 1.5, "train_accuracy": 0.5, "eval_loss": 1.25, "eval_accuracy": 0.5, "gradient_evaluations": 3},
     ]
     callback.on_evaluate(arguments, state, None)
-    state.log_history.append({"eval_loss": 1.0, "eval_accuracy": 0.625, "gradient_evaluations": 5})
+    state.log_history.append({"eval_loss": 123456789.0, "eval_accuracy": 0.625, "gradient_evaluations": 5})
     weight.grad = torch.ones(1)
     with optimizer.perturbed():
         pass
+    optimizer.step()
     callback.on_evaluate(arguments, state, None, optimizer=optimizer)
     callback.on_train_end(arguments, state, None)
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["epoch", "train", "loss", "acc", "valid", "loss", "acc", "phase", "α_r", "gradients"]
     assert first.split() == ["1.0", "1.5000", "0.500", "1.2500", "0.500", "3"]
-    assert second.split() == ["1.0", "nan", "nan", "1.0000", "0.625", "pugd", "0.500", "5"]
+    assert second.split() == ["1.0", "–", "–", "1.23e+08", "0.625", "pugd", "0.500", "5"]
 
 
 def test_progress_bars_come_back() -> None:

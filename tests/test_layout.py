@@ -21,7 +21,9 @@ LAYOUT: dict[str, set[str]] = {
     "optimizer": {"bases", "perturbation", "schedules", "switching", "timing"},
     "unwrapping": {"optimizer"},
     "registration": {"optimizer"},
-    "config": {"schedules", "switching"},
+    "checks": set(),
+    "config": {"checks", "schedules", "switching"},
+    "settings": {"config"},
     "columns": set(),
     "sources": {"splits"},
     "splits": set(),
@@ -30,15 +32,24 @@ LAYOUT: dict[str, set[str]] = {
     "checkpoints": {"backbones", "small_image"},
     "backbones": {"small_image"},
     "models": {"backbones", "checkpoints", "small_image"},
-    "trainer": {"config", "metrics", "optimizer", "second_pass", "unwrapping"},
+    "sums": set(),
+    "faults": set(),
+    "flow": set(),
+    "resuming": {"config"},
+    "resumable": {"config", "flow", "resuming", "settings", "sums"},
+    "trainer": {"config", "faults", "metrics", "optimizer", "resumable", "second_pass", "sums", "unwrapping"},
     "run_folder": set(),
-    "record": {"config", "data", "models", "run_folder", "trainer"},
+    "record": {"config", "data", "models", "run_folder", "settings", "trainer"},
     "figures": {"run_folder", "schedules"},
     "hub": {"run_folder", "schedules"},
     "console": {"unwrapping"},
-    "runs": {"config", "console", "data", "figures", "hub", "models", "record", "run_folder", "trainer"},
+    "output_folder": {"config", "resuming", "run_folder"},
+    "runs": {
+        "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "models", "output_folder",
+        "record", "resuming", "run_folder", "settings", "trainer",
+    },
     "cli": {"config"},
-}
+}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

@@ -1,13 +1,12 @@
 """run.json: plain JSON, no secrets, the command that repeats the run."""
 
-import json
 import math
 import shlex
 from pathlib import Path
 
-from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.cli import parse_arguments
-from rts_hf.record import _plain, _settings, command_line
+from rts_hf.record import _plain, command_line
+from rts_hf.settings import settings_of
 
 
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
@@ -25,19 +24,7 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     second = parse_arguments([*again[3:], "--output_dir", str(tmp_path / "other")])
     assert first[0] == second[0]
     assert first[1] == second[1]
-    assert _settings(first[2], only_changed=False) == _settings(second[2], only_changed=False)
-
-
-def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
-    arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret", warmup_steps=7)
-    settings = _settings(arguments, only_changed=False)
-    assert settings["warmup_steps"] == 7
-    assert settings["weight_decay"] == 5e-4
-    assert "gradient_accumulation_steps" not in settings  # at transformers' default
-    assert "hf_secret" not in json.dumps(_plain(settings))
-    assert str(tmp_path) not in json.dumps(_plain(settings))
-    assert _settings(ModelArguments(), only_changed=True) == {}
-    assert _settings(DataArguments(dataset="x"), only_changed=True) == {"dataset": "x"}
+    assert settings_of(first[2]) == settings_of(second[2])
 
 
 def test_values_that_json_cannot_hold() -> None:

@@ -21,7 +21,6 @@ from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments, load_dat
 from rts_hf.figures import draw_run_figures
 from rts_hf.hub import write_card
 from rts_hf.run_folder import read_record
-from rts_hf.runs import clear_folder, free_folder, prepare_folder
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 SHORT = ["--max_train_samples", "120", "--max_eval_samples", "40", "--num_train_epochs", "3", "--image_size", "8"]
@@ -204,42 +203,3 @@ def test_errors_come_before_the_work(tmp_path: Path, model: dict, data: dict, me
     with pytest.raises(ValueError, match=message):
         train(ModelArguments(**model), DataArguments(**data), arguments)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_free_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert free_folder("owner/pets-resnet18-sgd") == "runs/owner_pets-resnet18-sgd"
-    (tmp_path / "runs" / "owner_pets-resnet18-sgd").mkdir(parents=True)
-    assert free_folder("owner/pets-resnet18-sgd") == "runs/owner_pets-resnet18-sgd-2"
-
-
-def test_overwriting_deletes_a_run_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("mine")
-    arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, overwrite=True)
-    with pytest.raises(ValueError, match=r"holds no run, but files that this one would replace \(README.md\)"):
-        prepare_folder(arguments)
-    assert (tmp_path / "README.md").read_text() == "mine"
-    (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("mine too")
-    assert prepare_folder(arguments) is None
-    with pytest.raises(ValueError, match="nowhere"):
-        train(ModelArguments(), DataArguments(dataset="nowhere"), arguments)
-    assert (tmp_path / "run.json").exists()
-    clear_folder(arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:
-    for step in (5, 40):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-
-    def arguments(**settings: str) -> RTSTrainingArguments:
-        return RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
-
-    assert prepare_folder(arguments(resume_from_checkpoint="last")) == str(tmp_path / "checkpoint-40")
-    chosen = str(tmp_path / "checkpoint-5")
-    assert prepare_folder(arguments(resume_from_checkpoint=chosen)) == chosen
-    with pytest.raises(ValueError, match="is not a folder"):
-        prepare_folder(arguments(resume_from_checkpoint=str(tmp_path / "checkpoint-6")))
-    with pytest.raises(ValueError, match="holds another run"):
-        prepare_folder(arguments())

@@ -1,0 +1,145 @@
+"""A Trainer whose resumed run is the uninterrupted one: weights, logs and counters."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from rts_hf.config import RTSTrainingArguments
+from rts_hf.flow import SaveAfterEvaluation
+from rts_hf.resuming import STATE_KEY, check_same_run, mark_complete, own_state, read_state, unmark
+from rts_hf.settings import settings_of
+from rts_hf.sums import DeviceSums
+
+
+class ResumableTrainer(Trainer):
+    """A :class:`transformers.Trainer` that keeps in its checkpoints what transformers leaves out of them.
+
+    That is: the losses since the last log entry and before it, a subclass's own sums and counters, the time spent, and
+    the arguments, which must be the same when the run goes on. A marker written last tells a whole checkpoint from one
+    that was cut off, and older checkpoints are deleted only after it.
+
+    Attributes:
+        run_arguments: Arguments of the model and the data by name, kept in checkpoints and compared on resume.
+        resumed_at: Updates done when the run was resumed, each time.
+        preparation_seconds: What this command spent before training, to be counted too.
+    """
+
+    args: RTSTrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(SaveAfterEvaluation())
+        self.run_arguments: dict[str, dict[str, Any]] = {}
+        self.resumed_at: list[int] = []
+        self.preparation_seconds = 0.0
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._device_sums: dict[str, DeviceSums] = {}
+        self._resumed_loss: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the run so far, without the time between two commands of a resumed one."""
+        return self._seconds_before + self.preparation_seconds + time.monotonic() - self._started
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as :meth:`transformers.Trainer.train` does."""
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+        self.resumed_at = []
+        output = super().train(*args, **kwargs)
+        return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with the mean loss of all updates of the run, also those before it was resumed."""
+        if "train_loss" in logs and "train_runtime" in logs and self.state.global_step:
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
+        super().log(logs, *args, **kwargs)
+
+    # ---- What a subclass keeps besides its sums ----
+
+    def _counters(self) -> dict[str, Any]:
+        """Return further state as plain values; :meth:`_set_counters` takes it back."""
+        return {}
+
+    def _set_counters(self, counters: dict[str, Any]) -> None:
+        pass
+
+    # ---- Saving ----
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        states: Any = self.state.stateful_callbacks
+        states[STATE_KEY] = {"args": {}, "attributes": self._describe_state()}
+        folder = Path(self._get_output_dir(trial=kwargs.get("trial"))) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        if self.args.should_save:
+            unmark(folder)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OSError(
+                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room, and go on "
+                "with resume_from_checkpoint='last'."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # now each process has written its part
+        if self.args.should_save:
+            mark_complete(folder)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+
+    def _describe_state(self) -> dict[str, Any]:
+        return {
+            "arguments": {**self.run_arguments, "training": settings_of(self.args)},
+            "sums": {name: sums.by_process(self.accelerator) for name, sums in self._device_sums.items()},
+            "loss": {
+                "unlogged": self.accelerator.gather(self._tr_loss.float().reshape(1)).tolist(),
+                "total": self._total_loss_scalar,
+                "last_logged": self._globalstep_last_logged,
+            },
+            "counters": self._counters(),
+            "seconds": round(self.seconds, 3),
+            "resumed_at": self.resumed_at,
+        }
+
+    # ---- Going on ----
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # a second call of train(), or another try with a smaller batch: nothing of the first may be left
+        for sums in self._device_sums.values():
+            sums.clear()
+        self._resumed_loss = None
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        arguments = {**self.run_arguments, "training": settings_of(self.args)}
+        check_same_run(checkpoint, arguments, override=self.args.override_schedule)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        kept = own_state(read_state(checkpoint))
+        if kept:
+            for name, sums in self._device_sums.items():
+                sums.restore(kept["sums"][name], self.accelerator)
+            self._set_counters(kept["counters"])
+            self._seconds_before = kept["seconds"]
+            self._resumed_loss = kept["loss"]
+        self.resumed_at = [*kept.get("resumed_at", []), self.state.global_step]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._resumed_loss is not None:  # the Trainer has set these to zero just before
+            unlogged = self._resumed_loss["unlogged"]
+            is_mine = len(unlogged) == self.args.world_size
+            self._tr_loss += unlogged[self.args.process_index] if is_mine else sum(unlogged) / len(unlogged)
+            self._total_loss_scalar = self._resumed_loss["total"]
+            self._globalstep_last_logged = self._resumed_loss["last_logged"]
+            self._resumed_loss = None
+        super()._run_epoch(*args, **kwargs)

@@ -1,0 +1,208 @@
+"""Checkpoints that a run can go on from: whole ones, of the same run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import sort_checkpoints
+
+from rts_hf.config import RTS_FIELDS, TWO_PASS_OPTIMIZERS
+
+logger = logging.getLogger(__name__)
+
+MARKER_NAME = "checkpoint_complete.json"  # written last, so that its being there says that all else is
+STATE_KEY = "RTSTrainer"  # the trainer's own entries in trainer_state.json, beside the callbacks'
+_STATE_NAME = "trainer_state.json"
+
+# Training arguments that may change from one command of a run to the next: they leave the weights alone.
+_FREE = frozenset(
+    {
+        "disable_tqdm", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id", "hub_private_repo",
+        "hub_strategy", "log_level", "log_level_replica", "logging_dir", "logging_first_step", "max_skipped_updates",
+        "output_dir", "override_schedule", "overwrite", "push_to_hub", "report_to", "resume_from_checkpoint",
+        "run_name", "save_steps", "save_strategy", "save_total_limit", "use_cpu", "dataloader_num_workers",
+        "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    }
+)  # fmt: skip
+_PARTS = {"model": "model", "data": "data set"}
+# What a checkpoint brings with it: another value on the command line would have no effect, or spoil its state.
+_KEPT = ("learning_rate", "weight_decay", "momentum", "opt_args")
+
+
+def mark_complete(checkpoint: str | Path) -> None:
+    """Write the marker that says that all files of a checkpoint are there, with their sizes."""
+    folder = Path(checkpoint)
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MARKER_NAME
+    }
+    draft = folder / f"{MARKER_NAME}.tmp"
+    draft.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, folder / MARKER_NAME)
+
+
+def unmark(checkpoint: str | Path) -> None:
+    """Take the marker away before a checkpoint is written over."""
+    (Path(checkpoint) / MARKER_NAME).unlink(missing_ok=True)
+
+
+def what_is_missing(checkpoint: str | Path) -> str | None:
+    """Return why a checkpoint is not whole, or None if it is.
+
+    One without the marker, as transformers' own Trainer writes it, is whole if what it needs is there and readable.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "it is not a folder"
+    try:
+        state = read_state(folder)
+        marker = folder / MARKER_NAME
+        if marker.is_file():
+            for name, size in json.loads(marker.read_text(encoding="utf-8"))["files"].items():
+                found = folder / name
+                if not found.is_file():
+                    return f"{name} is missing"
+                if found.stat().st_size != size:
+                    return f"{name} has {found.stat().st_size} bytes of {size}"
+            return None
+    except (OSError, ValueError, KeyError) as error:
+        return str(error)
+    if STATE_KEY in (state.get("stateful_callbacks") or {}):
+        return f"{MARKER_NAME} is missing: it was not written to its end"
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*fsdp*")):
+        return "model.safetensors is missing"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        path = folder / name
+        if not any(folder.glob("*optimizer*")):
+            return "optimizer.pt is missing"
+        if path.is_file() and not zipfile.is_zipfile(path):
+            return f"{name} cannot be read"
+    return None
+
+
+def last_checkpoint(run_dir: str | Path) -> str:
+    """Return the newest whole checkpoint of a run; newer ones that are not whole are passed over with a message.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    folder = Path(run_dir)
+    broken: list[tuple[str, str]] = []
+    for checkpoint in reversed(sort_checkpoints(str(folder)) if folder.is_dir() else []):
+        missing = what_is_missing(checkpoint)
+        if missing is None:
+            for name, reason in broken:
+                logger.warning("%s is not whole (%s): going on from %s.", name, reason, Path(checkpoint).name)
+            return checkpoint
+        broken.append((Path(checkpoint).name, missing))
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in broken)
+    raise ValueError(
+        f"resume_from_checkpoint='last', but output_dir={str(folder)!r} holds no "
+        + (f"whole checkpoint ({reasons}); start the run again with --overwrite." if broken else "checkpoint.")
+    )
+
+
+def read_state(checkpoint: str | Path) -> dict[str, Any]:
+    """Return a checkpoint's ``trainer_state.json``.
+
+    Raises:
+        ValueError: If it is missing or not a JSON object.
+    """
+    path = Path(checkpoint) / _STATE_NAME
+    if not path.is_file():
+        raise ValueError(f"{_STATE_NAME} is missing")
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{_STATE_NAME} cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{_STATE_NAME} holds no JSON object")
+    return state
+
+
+def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what RTSTrainer keeps in ``trainer_state.json``; empty where another Trainer wrote it."""
+    kept = (state.get("stateful_callbacks") or {}).get(STATE_KEY) or {}
+    return dict(kept.get("attributes") or {})
+
+
+def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], *, override: bool) -> None:
+    """Refuse to go on from a checkpoint with other arguments than the run it belongs to was given.
+
+    Args:
+        checkpoint: Its folder.
+        arguments: The present ``model``, ``data`` and ``training`` arguments by name; a part that the checkpoint does
+            not know, or that is not given here, is not compared.
+        override: Whether another optimizer, schedule, switch or length is meant.
+
+    Raises:
+        ValueError: With every difference, and what to do.
+    """
+    kept = own_state(read_state(checkpoint)).get("arguments") or {}
+    for part in _PARTS:
+        if part in kept and part in arguments:
+            changed = _differences(kept[part], arguments[part], leave_out=frozenset({"cache_dir"}))
+            if changed:
+                raise ValueError(
+                    f"resume_from_checkpoint={checkpoint!r} belongs to a run with another {_PARTS[part]} "
+                    f"({_shown(changed)}); give the same arguments, or start a new run"
+                    + (" with --checkpoint for its weights." if part == "data" else ".")
+                )
+    if "training" not in kept or "training" not in arguments:
+        return
+    then, now = dict(kept["training"]), dict(arguments["training"])
+    changed = _differences(then, now, leave_out=_FREE)
+    if {"opt", "base"} & changed.keys() and _stepping(then) != _stepping(now):
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} holds the state of {_stepping(then)}, which {_stepping(now)} "
+            f"cannot use ({_shown(changed)}); give the same arguments, or start anew with --checkpoint for its weights."
+        )
+    if not _is_two_pass(then) and now.get("opt") == "rts_pugd":
+        # turning the perturbed phase on late is no change of what was done: the switch has not fired
+        changed = {name: values for name, values in changed.items() if name not in RTS_FIELDS and name != "opt"}
+    stuck = {name: values for name, values in changed.items() if name in _KEPT}
+    if stuck:
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({_shown(stuck)}), which its "
+            "optimizer keeps; give the same, or start a new run with --checkpoint for its weights."
+        )
+    if changed and not override:
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({_shown(changed)}); use the same, "
+            "or set override_schedule=True (--override_schedule) if the change is meant."
+        )
+
+
+def _is_two_pass(training: Mapping[str, Any]) -> bool:
+    return str(training.get("opt")).lower().removeprefix("lookahead_") in TWO_PASS_OPTIMIZERS
+
+
+def _stepping(training: Mapping[str, Any]) -> str:
+    """Return the name of the optimizer that takes the actual steps."""
+    return str(training.get("base") or "sgd" if _is_two_pass(training) else training.get("opt")).lower()
+
+
+def _differences(
+    then: Mapping[str, Any], now: Mapping[str, Any], leave_out: frozenset[str]
+) -> dict[str, tuple[Any, Any]]:
+    names = [*then, *(name for name in now if name not in then)]
+    return {
+        name: (then.get(name), now.get(name))
+        for name in names
+        if name not in leave_out and then.get(name) != now.get(name)
+    }
+
+
+def _shown(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} {_value(then)} → {_value(now)}" for name, (then, now) in changed.items())
+
+
+def _value(value: Any) -> str:
+    return "default" if value is None else str(value)

@@ -1,0 +1,54 @@
+"""Numbers outside their range, and arguments that would do nothing, are refused before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from rts_hf import RTSTrainingArguments
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size=-2 must be at least 1"),
+        ({"num_train_epochs": 0.0}, "num_train_epochs=0.0 must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"momentum": 2.0}, "momentum=2.0 must be at least 0 and at most 1"),
+        ({"label_smoothing_factor": 2.0}, "label_smoothing_factor=2.0 must be at least 0 and at most 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be at least 0"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience=0 must be at least 1"),
+        ({"max_skipped_updates": 0}, "max_skipped_updates=0 must be at least 1"),
+        ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        (
+            {"save_strategy": "steps", "save_steps": 0, "load_best_model_at_end": False},
+            "save_steps=0 must be greater than 0",
+        ),
+        ({"do_train": True}, "do_train=True cannot be set: the training command always trains"),
+        ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
+        ({"eval_strategy": "no"}, "eval_strategy='no' leaves nothing to tell the best weights by"),
+        ({"save_strategy": "no"}, "save_strategy='no' with eval_strategy='epoch'"),
+    ],
+)
+def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 3}'},
+        {"lr_scheduler_type": "constant"},
+        {"momentum": 0.0, "label_smoothing_factor": 0.1},
+        {"save_strategy": "best"},
+        {"eval_strategy": "no", "load_best_model_at_end": False},
+    ],
+)
+def test_accepted(tmp_path: Path, settings: dict) -> None:
+    RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)

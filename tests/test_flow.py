@@ -1,0 +1,61 @@
+"""When a run saves and stops."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_for_tests import make_trainer, training_logs
+from transformers import TrainerCallback
+
+from rts_hf.flow import StopOnSigterm
+from rts_hf.resuming import what_is_missing
+
+SETTINGS = {"switch": "fixed", "switch_at": "5", "eval_strategy": "epoch", "save_strategy": "no"}  # 7 updates an epoch
+
+
+class SignalAt(TrainerCallback):
+    """Sends SIGTERM to this process during an update."""
+
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.update:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("update", [3, 7, 9])
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, update: int) -> None:
+    whole = make_trainer(tmp_path / "whole", **SETTINGS)
+    whole.train()
+    handler = signal.getsignal(signal.SIGTERM)
+    stop = StopOnSigterm()
+    first = make_trainer(tmp_path / "parts", callbacks=[stop, SignalAt(update)], **SETTINGS)
+    first.train()
+    assert stop.received
+    assert first.state.global_step == update
+    assert signal.getsignal(signal.SIGTERM) is handler
+    checkpoint = tmp_path / "parts" / f"checkpoint-{update}"
+    assert what_is_missing(checkpoint) is None
+    resumed = make_trainer(tmp_path / "parts", **SETTINGS)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert training_logs(whole) == training_logs(resumed)
+    evaluations = [[e["step"] for e in t.state.log_history if "eval_loss" in e] for t in (whole, resumed)]
+    assert evaluations[0] == evaluations[1] == [7, 14]
+
+
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 7}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    steps = [entry["step"] for entry in resumed.state.log_history if "eval_loss" in entry]
+    assert steps == [7, 14]

@@ -1,0 +1,115 @@
+"""Whole checkpoints are told from broken ones, and a run from another."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rts_hf.resuming import MARKER_NAME, check_same_run, last_checkpoint, mark_complete, what_is_missing
+
+OWN: dict[str, Any] = {
+    "model": {"model": "resnet18", "pretrained": False},
+    "data": {"dataset": "digits", "split_seed": 42, "cache_dir": None},
+    "training": {"opt": "rts_pugd", "base": None, "radius": None, "learning_rate": 0.1, "seed": 42},
+}
+
+
+def make(folder: Path, step: int, *, own: bool = True, marked: bool = True, arguments: Any = None) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    attributes = {"attributes": {"arguments": arguments or OWN}}
+    state = {"global_step": step, "stateful_callbacks": {"RTSTrainer": attributes} if own else {}}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    save_file({"weight": torch.ones(3)}, checkpoint / "model.safetensors")
+    torch.save({"state": {}}, checkpoint / "optimizer.pt")
+    torch.save({}, checkpoint / "scheduler.pt")
+    if marked:
+        mark_complete(checkpoint)
+    return checkpoint
+
+
+def test_whole(tmp_path: Path) -> None:
+    assert what_is_missing(make(tmp_path, 1)) is None
+    assert what_is_missing(make(tmp_path, 2, own=False, marked=False)) is None  # as transformers' own Trainer leaves it
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_missing_or_cut_file_is_seen(tmp_path: Path, name: str, marked: bool) -> None:
+    cut = make(tmp_path, 1, own=marked, marked=marked) / name
+    content = cut.read_bytes()
+    if marked or name in ("trainer_state.json", "optimizer.pt", "scheduler.pt"):
+        cut.write_bytes(content[: len(content) // 2])
+        assert name in (what_is_missing(cut.parent) or "")
+    if name != "scheduler.pt" or marked:
+        cut.unlink()
+        assert name in (what_is_missing(cut.parent) or "")
+
+
+def test_one_whose_marker_was_not_reached_is_not_whole(tmp_path: Path) -> None:
+    assert MARKER_NAME in (what_is_missing(make(tmp_path, 1, marked=False)) or "")
+    assert what_is_missing(tmp_path / "checkpoint-2") == "it is not a folder"
+
+
+def test_the_newest_whole_one_is_taken_with_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (9, 10, 100):
+        make(tmp_path, step)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+    (tmp_path / "checkpoint-100" / "optimizer.pt").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-100 is not whole (optimizer.pt has 0 bytes of" in caplog.text
+    assert "going on from checkpoint-10" in caplog.text
+
+
+def test_none_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        last_checkpoint(tmp_path)
+    make(tmp_path, 5, marked=False)
+    with pytest.raises(ValueError, match=r"no whole checkpoint \(checkpoint-5: .*--overwrite"):
+        last_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("model", {"model": "resnet34"}, r"another model \(model resnet18 → resnet34\)"),
+        ("data", {"dataset": "cifar10"}, r"another data set \(dataset digits → cifar10\).*--checkpoint"),
+        ("data", {"split_seed": 7}, r"another data set \(split_seed 42 → 7\)"),
+        ("training", {"seed": 7}, r"other settings \(seed 42 → 7\).*--override_schedule"),
+        ("training", {"radius": "constant"}, r"\(radius default → constant\)"),
+        ("training", {"base": "adamw"}, r"holds the state of sgd, which adamw cannot use \(base default → adamw\)"),
+        ("training", {"learning_rate": 0.2}, r"\(learning_rate 0.1 → 0.2\), which its optimizer keeps"),
+        ("training", {"warmup_steps": 9}, r"\(warmup_steps default → 9\)"),
+    ],
+)
+def test_another_run_is_refused(tmp_path: Path, part: str, change: dict, message: str) -> None:
+    checkpoint = str(make(tmp_path, 1))
+    check_same_run(checkpoint, OWN, override=False)
+    with pytest.raises(ValueError, match=message):
+        check_same_run(checkpoint, {**OWN, part: {**OWN[part], **change}}, override=False)
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    checkpoint = str(make(tmp_path, 1))
+    training = {**OWN["training"], "logging_dir": "x", "report_to": "tensorboard", "save_total_limit": 5}
+    check_same_run(checkpoint, {**OWN, "training": training}, override=False)
+    check_same_run(checkpoint, {**OWN, "data": {**OWN["data"], "cache_dir": "x"}}, override=False)
+    check_same_run(checkpoint, {"training": {**training, "radius": "constant"}}, override=True)
+
+
+def test_a_plain_run_may_turn_rts_pugd_on(tmp_path: Path) -> None:
+    plain = {**OWN, "training": {"opt": "sgd", "learning_rate": 0.1, "seed": 42}}
+    checkpoint = str(make(tmp_path, 1, arguments=plain))
+    late = {**OWN["training"], "radius": "constant", "switch": "fixed"}
+    check_same_run(checkpoint, {**OWN, "training": late}, override=False)
+    with pytest.raises(ValueError, match="holds the state of sgd, which adamw cannot use"):
+        check_same_run(checkpoint, {**OWN, "training": {**late, "base": "adamw"}}, override=True)
+
+
+def test_a_checkpoint_of_another_trainer_is_not_compared(tmp_path: Path) -> None:
+    check_same_run(str(make(tmp_path, 1, own=False, marked=False)), OWN, override=False)
