@@ -76,7 +76,7 @@ def _write_json(path: Path, content: object) -> None:
 
 def _alpha(schedule: dict[str, Any], progress: float) -> float:
     low, high = schedule["beta_min"], schedule["beta_max"]
-    falling = low + (high - low) * math.cos(math.pi * progress / 2)
+    falling = low + (high - low) * (math.cos(math.pi * progress / 2) if progress < 1 else 0.0)  # β_min to the last bit
     return {"constant": high, "cosine_annealing": falling, "inverse_cosine_heating": 1 / max(falling, 1e-12)}[
         schedule["strategy"]
     ]
