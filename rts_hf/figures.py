@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rts_hf.run_folder import read_log, read_record
+from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import AlphaSchedule, progress_at
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ STYLE = {
 }
 DPI = 200  # 8 inches are then 1600 pixels: sharp when shown 800 wide
 LOG_RANGE = 20.0  # a schedule that spans more than this factor gets a logarithmic axis
+BLOWN_UP = 1000.0  # and so does a curve that rises to more than this factor of its lower quartile
 
 
 def draw_run_figures(run_dir: str | Path) -> list[Path]:
     """Draw a run's figures into ``run_dir/figures`` and return their paths.
 
     ``history`` (loss and accuracy by epoch) for every run; for two-pass optimizers also ``schedules`` (α_r and α_s
-    of the perturbed updates) and ``sharpness`` (L(w+ε) − L(w)); each as PNG and SVG. The same run gives the same bytes.
+    of the perturbed updates) and, where any was logged, ``sharpness`` (L(w+ε) − L(w)); each as PNG and SVG. The same
+    run gives the same bytes. A picture of these names that this run has not got, left over from another, is deleted.
 
     Args:
         run_dir: A run folder; ``run.json`` and ``trainer_state.json`` are read.
@@ -53,14 +55,20 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
     from matplotlib.figure import Figure
 
     run = _Run.read(Path(run_dir))
-    drawings: dict[str, tuple[Callable[[Figure, _Run], None], float]] = {"history": (_draw_history, 3.8)}
-    if run.optimizer.get("method"):
-        drawings |= {"schedules": (_draw_schedules, 4.6), "sharpness": (_draw_sharpness, 3.6)}
+    drawings: dict[str, tuple[Callable[[Figure, _Run], None], float, bool]] = {
+        "history": (_draw_history, 3.8, True),
+        "schedules": (_draw_schedules, 4.6, bool(run.optimizer.get("method"))),
+        "sharpness": (_draw_sharpness, 3.6, run.has_sharpness),
+    }
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
     paths = []
     with matplotlib.style.context(["default", STYLE]):
-        for name, (draw, height) in drawings.items():
+        for name, (draw, height, is_drawn) in drawings.items():
+            if not is_drawn:
+                for suffix in ("png", "svg"):
+                    (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+                continue
             figure = Figure(figsize=(8.0, height), layout="constrained")
             figure.suptitle(run.title(), fontsize=11, color=INK)
             draw(figure, run)
@@ -120,6 +128,21 @@ class _Run:
     def never_perturbed(self) -> bool:
         return bool(self.optimizer.get("switch")) and self.switch_step is None
 
+    @property
+    def has_sharpness(self) -> bool:
+        perturbs = bool(self.optimizer.get("method")) and not self.never_perturbed
+        return perturbs and any(map(math.isfinite, self.series("sharpness")[2]))
+
+    @property
+    def tested_epoch(self) -> float:
+        """Where on the curve the weights that were tested lie: they are the best ones if those were put back."""
+        step = (self.record.get("best") or {}).get("step")
+        if step is None:
+            return self.epochs
+        evaluations = (entry for entry in self.log if entry.get("step") == step and "eval_loss" in entry)
+        epoch = next((entry.get("epoch") for entry in evaluations), None)
+        return step / self.updates * self.epochs if epoch is None else float(epoch)
+
     def title(self) -> str:
         names = self.record.get("model", {}).get("architecture"), self.record.get("data", {}).get("name")
         model, data = (_short(name) for name in names)
@@ -134,15 +157,11 @@ class _Run:
         """Return (updates, epochs, values) of the entries that hold ``key``, the first one of every update."""
         found: dict[float, tuple[float, float]] = {}
         for entry in self.log:
-            if key not in entry or (perturbed and not self._is_perturbed(entry)):
+            if key not in entry or (perturbed and not was_perturbed(entry, self.optimizer)):
                 continue
             # A second evaluation at the same update measures the weights that were put back at the end.
             found.setdefault(float(entry.get("step", 0)), (float(entry.get("epoch") or 0), _number(entry[key])))
         return list(found), [epoch for epoch, _ in found.values()], [value for _, value in found.values()]
-
-    @staticmethod
-    def _is_perturbed(entry: dict[str, Any]) -> bool:
-        return entry.get("phase") == 1 and entry.get("epsilon_norm") != 0
 
 
 def _draw_history(figure: Figure, run: _Run) -> None:
@@ -160,11 +179,11 @@ def _draw_history(figure: Figure, run: _Run) -> None:
                 axes.plot([epoch], [value], "o", color=VERMILION, label="best validation", **ring)
         if math.isfinite(_number(test.get(key))):
             diamond = {"markersize": 6, "clip_on": False, "zorder": 4}
-            axes.plot([run.epochs], [test[key]], "D", color=GREEN, label=f"test {test[key]:.4g}", **diamond)
+            tested = f"test {test[key]:.4g} ({'last' if best_step is None else 'best'} weights)"
+            axes.plot([run.tested_epoch], [test[key]], "D", color=GREEN, label=tested, **diamond)
         values = [*run.series(key)[2], *validation]
-        finite = sorted(value for value in values if math.isfinite(value) and value > 0)
-        if finite and finite[-1] > 1000 * finite[len(finite) // 2]:
-            _set_log_axis(axes)  # a run that blew up would press all else flat
+        if key == "loss" and _usual_size([*values, _number(test.get(key))]) is not None:
+            _set_log_axis(axes)
         axes.set_ylabel(label)
         _set_horizontal_axis(axes, "epoch", run.epochs)
         if run.switch_step and run.switch_epoch is not None:
@@ -172,6 +191,7 @@ def _draw_history(figure: Figure, run: _Run) -> None:
             _mark_switch(axes, run.switch_epoch / run.epochs, run.switch_epoch, text)
         if axes.get_legend_handles_labels()[0]:
             legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
+            legend |= {"handlelength": 1.4, "handletextpad": 0.5, "columnspacing": 1.0}
             axes.legend(title=_gaps(values), title_fontsize=9, **legend)
         if not values:
             _note(axes, "nothing was logged")
@@ -189,7 +209,7 @@ def _draw_training_curve(axes: Axes, run: _Run, key: str) -> None:
         axes.plot(epochs, values, color=BLUE, alpha=0.45, linewidth=0.8)
     ends = [float(entry.get("epoch") or 0) for entry in measured]
     means = [_number(entry[f"train_{key}"]) for entry in measured]
-    axes.plot(ends, means, color=BLUE, label="train, mean of the epoch", **_markers(means))
+    axes.plot(ends, means, color=BLUE, label="train, epoch mean", **_markers(means))
 
 
 def _draw_schedules(figure: Figure, run: _Run) -> None:
@@ -209,7 +229,7 @@ def _draw_schedules(figure: Figure, run: _Run) -> None:
         if finite and min(finite) > 0 and max(finite) > LOG_RANGE * min(finite):
             _set_log_axis(axes)
         elif finite:
-            axes.set_ylim(0, 1.1 * max(finite))
+            axes.set_ylim(-0.04 * max(finite), 1.1 * max(finite))  # room for the whole of a marker at 0
         axes.set_ylabel(f"{label} (no unit)")
     if not panels:
         _note(rows[0], "nothing was logged")
@@ -222,17 +242,23 @@ def _draw_sharpness(figure: Figure, run: _Run) -> None:
     _show_phases(axes, run, labelled=True)
     axes.axhline(0, color=INK, linewidth=1.0)
     updates, _, values = run.series("sharpness")
+    counts = sorted({count for count in perturbed_since(run.log) if count is not None})
+    over = f"{counts[0]} to {counts[-1]} " if len(counts) > 1 else f"{counts[0]} " if counts else ""
+    label = f"mean over the {over}perturbed update{'' if counts == [1] else 's'} since the log entry before"
     if len(values) >= 20:
         half = max(len(values) // 40, 2)
         windows = [values[max(i - half, 0) : i + half + 1] for i in range(len(values))]
         means = [sum(window) / len(window) for window in windows]
-        axes.plot(updates, values, ".", color=BLUE, alpha=0.4, markersize=5, label="one logged update")
-        axes.plot(updates, means, color=BLUE, label=f"mean over {2 * half + 1} logged updates")
-    elif values:
-        axes.plot(updates, values, "o-", color=BLUE, markersize=4, label="one logged update")
+        axes.plot(updates, values, ".", color=BLUE, alpha=0.4, markersize=5, label=label)
+        axes.plot(updates, means, color=BLUE, label=f"mean of {2 * half + 1} log entries")
     else:
-        axes.set_yticks([0])
-        _note(axes, "no update was perturbed" if run.never_perturbed else "nothing was logged")
+        axes.plot(updates, values, "o-", color=BLUE, markersize=4, label=label)
+    usual = _usual_size(values)
+    if usual is not None:
+        # Sharpness may be negative. A power of ten: the first tick is then the linear part's end, clear of that at 0.
+        axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(usual)))
+        axes.yaxis.get_major_locator().set_params(numticks=8)  # type: ignore[call-arg]
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel("sharpness L(w+ε) − L(w) (nats)")
     _set_horizontal_axis(axes, "update (optimizer step)", run.updates)
     _figure_legend(figure, [axes], title=_gaps(values))
@@ -282,14 +308,15 @@ def _figure_legend(figure: Figure, rows: Sequence[Axes], title: str | None = Non
     """Explain all panels once, below them, where nothing can be hidden."""
     labels = {label: handle for axes in rows for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if labels:
-        layout: dict[str, Any] = {"ncols": len(labels), "title": title, "title_fontsize": 9}
+        in_one_row = sum(len(str(label)) + 6 for label in labels) <= 100
+        layout: dict[str, Any] = {"ncols": len(labels) if in_one_row else 2, "title": title, "title_fontsize": 9}
         figure.legend(labels.values(), labels.keys(), loc="outside lower center", **layout)
 
 
 def _set_horizontal_axis(axes: Axes, label: str, end: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set(xlabel=label, xlim=(0, end))
+    axes.set(xlabel=label, xlim=(0, 1.015 * end))  # room for the whole of the last marker
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=end >= 3))
 
 
@@ -303,6 +330,13 @@ def _set_log_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _usual_size(values: Sequence[float]) -> float | None:
+    """Return the lower quartile of the sizes of a curve that blew up and would press all else flat, or None."""
+    sizes = sorted(abs(value) for value in values if math.isfinite(value) and value != 0)
+    usual = sizes[len(sizes) // 4] if sizes else 0.0
+    return usual if sizes and sizes[-1] > BLOWN_UP * usual else None
+
+
 def _markers(values: Sequence[float]) -> dict[str, Any]:
     """Mark the points of short curves; a curve of one point would not show at all."""
     return {"marker": "o", "markersize": 3.5} if len(values) <= 40 else {}
@@ -310,8 +344,7 @@ def _markers(values: Sequence[float]) -> dict[str, Any]:
 
 def _number(value: object) -> float:
     """Return a logged value as a float, NaN where it is none: NaN leaves a gap in a curve."""
-    number = float(value) if isinstance(value, int | float) else math.nan
-    return number if math.isfinite(number) else math.nan
+    return float(value) if is_finite(value) else math.nan
 
 
 def _short(name: object) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rts_hf.run_folder import read_log, read_record
+from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 SMALL_DATA = 10_000  # training images below which the card calls the data small
 LABEL_LIMIT = 30  # class names listed
 LOG_LIMIT = 25  # rows of the training log
+FIXED_BELOW = 100.0  # losses from here on are written with four digits, not with four decimals
 TEXT_LIMIT = 200  # characters of one name or note
+SPLITS = ("train", "validation", "test")
 
 # Metrics in the order of the results table: their name there, and their type in the model index (None: not in it).
 MEASURES: dict[str, tuple[str, str | None]] = {
@@ -33,7 +35,7 @@ MEASURES: dict[str, tuple[str, str | None]] = {
 
 FIGURES = {
     "history": "Loss and accuracy by epoch",
-    "schedules": "Radius and scale of the perturbed updates",
+    "schedules": "Radius and scale: the schedules as set, and what perturbed updates used of them",
     "sharpness": "Sharpness of the loss along the run",
 }
 
@@ -80,22 +82,24 @@ def _metadata(record: Mapping[str, Any]) -> ModelCardData:
     model, data = (_clean(name) or "unnamed" for name in (record["model"]["architecture"], record["data"]["name"]))
     optimizer = record["optimizer"]
     hub_dataset = _hub_dataset(record)
+    # Never the name where there is no Hub id: the Hub reads a type as one, and a folder may bear any data set's name.
+    dataset_type = hub_dataset or ("scikit-learn" if record["data"].get("source") == "embedded" else "local-folder")
     results, metrics = [], []
-    for split in ("validation", "test"):
+    for role in ("validation", "test"):
         for key, (name, kind) in MEASURES.items():
-            value = (record["metrics"].get(split) or {}).get(key)
-            if kind is None or not _is_number(value):
+            value = _metrics(record, role).get(key)
+            if kind is None or not is_finite(value):
                 continue
             metrics.append(kind)
             results.append(
                 EvalResult(
                     task_type="image-classification",
                     task_name="Image Classification",
-                    dataset_type=hub_dataset or data,
+                    dataset_type=dataset_type,
                     dataset_name=data,
-                    dataset_split=split,
+                    dataset_split=_source_split(record, role),
                     metric_type=kind,
-                    metric_name=f"{split} {name}",
+                    metric_name=f"{role} {name}",
                     metric_value=value,
                 )
             )
@@ -104,7 +108,7 @@ def _metadata(record: Mapping[str, Any]) -> ModelCardData:
         tags += ["rts-pugd"] if optimizer["name"] == "rts_pugd" else [_clean(optimizer["name"])]
         tags += ["sharpness-aware-minimization"]
     return ModelCardData(
-        license="apache-2.0",
+        license=_clean(record.get("license") or "") or None,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=tags,
@@ -120,42 +124,71 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     optimizer = record["optimizer"]
     total = optimizer.get("total_steps")
     log_rows = _log_rows(log)
+    complete = record["status"] == "complete"
+    switched = bool(optimizer.get("switch")) and optimizer["switch"].get("step") is not None
+    sharpness = _sharpness(log) if switched else None
+    # A picture may be left over from another run in the same folder.
+    drawn = {"history": True, "schedules": bool(optimizer.get("method")), "sharpness": sharpness is not None}
     return {
         "run": _escaped(record),
+        "complete": complete,
+        "metrics": {split: _metrics(record, split) for split in SPLITS},
         "number": _number,
         "share": _share,
+        "measured_share": _measured_share,
+        "counted": _counted,
+        "limits_of_splits": _limits_of_splits(record),
         "labels": [_text(name) for name in record["data"]["label_names"]],
         "label_limit": LABEL_LIMIT,
         "small_data": SMALL_DATA,
         "hub_dataset": _text(_hub_dataset(record) or ""),
-        "never_switched": bool(optimizer.get("switch")) and optimizer["switch"].get("step") is None,
-        "stopped_early": bool(total) and record["updates"] < total,
+        "never_switched": bool(optimizer.get("switch")) and not switched,
+        "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
         "settings": _settings(record),
         "schedules": _schedules(record, log),
         "measured": _measured(optimizer.get("switch") or {}),
-        "sharpness": _sharpness(log),
+        "sharpness": sharpness,
         "log_rows": _thinned(log_rows),
         "log_is_thinned": len(log_rows) > LOG_LIMIT,
         "figures": [
             {"path": f"figures/{name}.png", "caption": caption}
             for name, caption in FIGURES.items()
-            if (name == "history" or optimizer.get("method")) and (folder / "figures" / f"{name}.png").is_file()
+            if drawn[name] and (folder / "figures" / f"{name}.png").is_file()
         ],
         "command_block": _code_block(record["command"], "bash"),
         "arguments_block": _code_block(json.dumps(record["arguments"], indent=2, ensure_ascii=False), "json"),
     }
 
 
+def _metrics(record: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Return what was measured on a split; nothing of one that is not there or was not measured yet."""
+    return (record.get("metrics") or {}).get(split) or {}
+
+
+def _source_split(record: Mapping[str, Any], role: str) -> str:
+    """Return the source's split that a part is, or what it was held out of; its role where the record does not say."""
+    source = (record["data"].get("split_sources") or {}).get(role) or {}
+    split = _clean(source.get("split") or "")
+    return (f"{role} part held out of {split}" if source.get("held_out") else split) if split else role
+
+
+def _limits_of_splits(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many images of a split were kept at most, where the run was told a limit."""
+    data = record["arguments"].get("data") or {}
+    limits = {role: data.get(f"max_{'train' if role == 'train' else 'eval'}_samples") for role in SPLITS}
+    return {role: limit for role, limit in limits.items() if isinstance(limit, int)}
+
+
 def _results(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results table: the measures that any split has, and one row for every split measured."""
-    metrics = {split: record["metrics"].get(split) or {} for split in ("train", "validation", "test")}
+    metrics = {split: _metrics(record, split) for split in SPLITS}
     keys = [key for key in MEASURES if any(key in values for values in metrics.values())]
     rows = [
         {
             "split": split,
             "images": record["data"]["splits"].get(split),
-            "values": [_share(values.get(key)) for key in keys],
+            "values": [_measured_share(values[key]) if key in values else _share(None) for key in keys],
         }
         for split, values in metrics.items()
         if values
@@ -193,12 +226,12 @@ def _schedules(record: Mapping[str, Any], log: list[dict[str, Any]]) -> list[dic
         if not setting:
             continue
         schedule = AlphaSchedule(setting["strategy"], beta_min=setting["beta_min"], beta_max=setting["beta_max"])
-        steps = {"start": 0, "switch": switch_step, "end": max(record["updates"] - 1, 0)}
+        steps = {"start": 0, "switch": switch_step, "end": max((record["updates"] or 0) - 1, 0)}
         values = {
             place: None if step is None else schedule(progress_at(step, optimizer.get("total_steps")))
             for place, step in steps.items()
         }
-        used = [entry for entry in log if key in entry and entry.get("phase") == 1 and entry.get("epsilon_norm") != 0]
+        used = [entry for entry in log if key in entry and was_perturbed(entry, optimizer)]
         logged = " to ".join(
             f"{_number(entry[key])} (update {_number(entry['step'])})" for entry in used[:1] + used[1:][-1:]
         )
@@ -228,9 +261,24 @@ def _measured(switch: Mapping[str, Any]) -> dict[str, float] | None:
     return None
 
 
-def _sharpness(log: list[dict[str, Any]]) -> dict[str, float] | None:
-    values = [entry["sharpness"] for entry in log if _is_number(entry.get("sharpness"))]
-    return {"count": len(values), "mean": statistics.fmean(values), "last": values[-1]} if values else None
+def _sharpness(log: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the mean over all perturbed updates that were logged, their number (None: unknown), and the last entry's.
+
+    An entry holds the mean over those since the entry before, which may be more or fewer.
+    """
+    entries = [entry["sharpness"] for entry in log if "sharpness" in entry]
+    counted = [(value, count) for value, count in zip(entries, perturbed_since(log), strict=True) if is_finite(value)]
+    if not counted:
+        return None
+    values, counts = [value for value, _ in counted], [count for _, count in counted if count is not None]
+    weights = counts if len(counts) == len(values) else None
+    return {
+        "entries": len(entries),
+        "not_finite": len(entries) - len(values),
+        "updates": sum(weights) if weights else None,
+        "mean": statistics.fmean(values, weights),
+        "last": entries[-1],
+    }
 
 
 def _log_rows(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,10 +304,6 @@ def _hub_dataset(record: Mapping[str, Any]) -> str | None:
     return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _number(value: object) -> str:
     """Format a number for reading; anything that is not one becomes a dash."""
     if isinstance(value, bool):
@@ -272,8 +316,23 @@ def _number(value: object) -> str:
 
 
 def _share(value: object) -> str:
-    """Format an accuracy or a loss with the same number of decimals everywhere, so that a column can be compared."""
-    return f"{value:.4f}" if _is_number(value) else _number(value)
+    """Format an accuracy or a loss with the same number of decimals everywhere, so that a column can be compared.
+
+    Only a loss that blew up is rounded to four digits, most of its decimals being noise.
+    """
+    if not is_finite(value):
+        return _number(value)
+    return f"{value:.4f}" if abs(value) < FIXED_BELOW else f"{value:.4g}"
+
+
+def _measured_share(value: object) -> str:
+    """Format what was measured: JSON holds no NaN, so a record has null for it."""
+    return _share(math.nan if value is None else value)
+
+
+def _counted(value: object, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, which is in the singular after 1 only."""
+    return f"{_number(value)} {noun if value == 1 else plural or noun + 's'}"
 
 
 def _escaped(value: Any) -> Any:
@@ -286,8 +345,8 @@ def _escaped(value: Any) -> Any:
 
 
 # Characters that begin markup somewhere: Markdown, HTML, tables, mentions, math, bare links. An underscore inside a
-# word, as in a model's name, does not.
-_MARKUP = re.compile(r"[&<>`*\[\]{}|~$@#^=\\]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+# word, as in a model's name, does not, and an equals sign only where a line begins with it.
+_MARKUP = re.compile(r"[&<>`*\[\]{}|~$@#^\\]|^=|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def _text(value: object) -> str:

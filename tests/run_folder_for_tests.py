@@ -34,6 +34,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "no_evaluation": {"evaluated": False, "switch_step": 120},
     "no_logs": {"epochs": 1, "logged": False, "evaluated": False, "switch_step": None},
     "diverged": {"diverges_after": 260, "switch_step": 120},
+    "blew_up": {"diverges_after": 260, "diverged_loss": 3.2e9, "switch_step": 120},
+    "kept_last": {"best_kept": False, "switch_step": 120},
 }  # fmt: skip
 
 
@@ -49,7 +51,7 @@ def write_run_folder(folder: Path, kind: str = "rts_pugd", *, seed: int = 0, **c
     setting = {
         "name": "rts_pugd", "method": "pugd", "radius": COSINE_RADIUS, "scale": PLAIN_ONE, "perturb_every": 1,
         "switch": "gradient_variance", "settings": None, "switch_step": 120, "epochs": 20, "log_every": 5,
-        "logged": True, "evaluated": True, "diverges_after": math.inf,
+        "logged": True, "evaluated": True, "diverges_after": math.inf, "diverged_loss": math.nan, "best_kept": True,
         **KINDS[kind], **changes,
     }  # fmt: skip
     setting["total_steps"] = setting["epochs"] * UPDATES_PER_EPOCH
@@ -74,7 +76,7 @@ def _write_json(path: Path, content: object) -> None:
 
 def _alpha(schedule: dict[str, Any], progress: float) -> float:
     low, high = schedule["beta_min"], schedule["beta_max"]
-    falling = low + (high - low) * math.cos(math.pi * progress / 2)
+    falling = low + (high - low) * (math.cos(math.pi * progress / 2) if progress < 1 else 0.0)  # β_min to the last bit
     return {"constant": high, "cosine_annealing": falling, "inverse_cosine_heating": 1 / max(falling, 1e-12)}[
         schedule["strategy"]
     ]
@@ -83,6 +85,7 @@ def _alpha(schedule: dict[str, Any], progress: float) -> float:
 def _log_history(setting: dict[str, Any], rng: random.Random) -> list[dict[str, float]]:
     history: list[dict[str, float]] = []
     total, evaluations = setting["total_steps"], 0
+    rises: list[float] = []  # of the loss, by the perturbed updates since the entry before
     for step in range(1, total + 1):
         epoch, done = step / UPDATES_PER_EPOCH, step / total
         switched = setting["switch_step"] is not None and step > setting["switch_step"]
@@ -91,8 +94,10 @@ def _log_history(setting: dict[str, Any], rng: random.Random) -> list[dict[str, 
         evaluations += 2 if perturbs else 1
         loss = 2.3 * math.exp(-5 * done) + 0.04 + (0.02 if switched else 0) + 0.05 * rng.random()
         accuracy = min(1.0, 1 - 0.9 * math.exp(-7 * done) + 0.02 * (rng.random() - 0.5))
+        rise = 0.02 + 0.05 * (1 - done) + 0.06 * (rng.random() - 0.4)
         if step > setting["diverges_after"]:
-            loss = math.nan
+            loss, rise = setting["diverged_loss"], setting["diverged_loss"] * rise
+        rises += [rise] if perturbs else []
         if setting["logged"] and step % setting["log_every"] == 0:
             entry = {"step": step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
             entry |= {"learning_rate": 0.05 * (1 + math.cos(math.pi * done)), "gradient_evaluations": evaluations}
@@ -102,8 +107,9 @@ def _log_history(setting: dict[str, Any], rng: random.Random) -> list[dict[str, 
                 entry |= {"phase": int(switched), "alpha_r": radius, "alpha_s": _alpha(setting["scale"], progress)}
                 entry |= {"gradient_norm": 3 * math.exp(-3 * done) + 0.3 * rng.random(), "switch_step": -1}
                 entry["epsilon_norm"] = radius if perturbs else 0.0
-                if perturbs:
-                    entry["sharpness"] = 0.02 + 0.05 * (1 - done) + 0.03 * (rng.random() - 0.4)
+                if rises:
+                    entry["sharpness"] = sum(rises) / len(rises)
+            rises = []
             history.append(entry)
         if setting["evaluated"] and step % UPDATES_PER_EPOCH == 0:
             entry = {"step": step, "epoch": epoch, "eval_loss": 2.2 * math.exp(-4 * done) + 0.09 + 0.04 * rng.random()}
@@ -146,7 +152,11 @@ def _record(setting: dict[str, Any], history: list[dict[str, float]], seed: int)
         "data": {
             "name": "digits", "source": "embedded", "label_names": [str(digit) for digit in range(10)],
             "image_size": 16, "splits": {"train": 1277, "validation": 160, "test": 360}, "skipped": {},
-            "mean": [0.3054] * 3, "std": [0.376] * 3,
+            "split_sources": {
+                "train": {"split": "train", "held_out": False}, "validation": {"split": "train", "held_out": True},
+                "test": {"split": "test", "held_out": False},
+            },
+            "mean": [0.3054] * 3, "std": [0.376] * 3, "normalisation": "digits",
         },
         "model": {
             "architecture": "resnet18_small", "parameters": 11173962, "pretrained": False, "checkpoint": None,
@@ -164,12 +174,14 @@ def _record(setting: dict[str, Any], history: list[dict[str, float]], seed: int)
         "gradient_evaluations": _gradient_evaluations(setting),
         "epochs": float(setting["epochs"]),
         "seconds": 41.53,
+        "resumed_at": [],
         "metrics": {
             "train": {"loss": last_training["loss"], "accuracy": last_training["accuracy"]} if last_training else {},
             "validation": validation or {},
             "test": {"loss": 0.1113, "accuracy": 0.9778, "f1_macro": 0.9771, "top5_accuracy": 1.0},
         },
-        "best": {"metric": "accuracy", "value": best["eval_accuracy"], "step": best["step"]} if best else None,
+        "best": {"metric": "accuracy", "value": best["eval_accuracy"], "step": best["step"]}
+        if best and setting["best_kept"] else None,
         "warnings": [] if not two_pass or step is not None else ["The switch never fired: no update was perturbed."],
         "status": "complete",
     }  # fmt: skip
@@ -194,4 +206,6 @@ def _switch(setting: dict[str, Any]) -> dict[str, Any]:
         state |= {"epochs_seen": 9, "base_sum": 0.06, "base_count": 3, "gap": 0.047 if fired else 0.031}
     settings = setting["settings"] or {"gradient_variance": VARIANCE, "generalization_gap": GAP}[kind]
     epoch = step / UPDATES_PER_EPOCH if fired else None
-    return {"kind": kind, "settings": dict(settings), "state": state, "step": step, "epoch": epoch}
+    return {
+        "kind": kind, "settings": dict(settings), "fired": fired, "state": state, "step": step, "epoch": epoch,
+    }  # fmt: skip

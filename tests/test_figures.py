@@ -26,6 +26,13 @@ from rts_hf.figures import draw_run_figures
 ALL_NAMES = ("history", "schedules", "sharpness")
 
 
+def names_of(kind: str) -> tuple[str, ...]:
+    """Return which pictures a kind of run has."""
+    if not KINDS[kind].get("method", "pugd"):
+        return ALL_NAMES[:1]
+    return ALL_NAMES[:2] if KINDS[kind].get("switch_step", 0) is None else ALL_NAMES
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_pictures() -> Iterator[None]:
     """Draw with fewer pixels: what is tested does not depend on them, and the time does."""
@@ -72,7 +79,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_are_there_and_not_empty(drawn: dict[str, list[Path]], kind: str) -> None:
-    names = ALL_NAMES if KINDS[kind].get("method", "pugd") else ("history",)
+    names = names_of(kind)
     assert [path.name for path in drawn[kind]] == [f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
     for path in drawn[kind]:
         assert path.parent.name == "figures"
@@ -138,6 +145,7 @@ CHANGES: dict[str, tuple[Callable[[Path], None], set[str]]] = {
     "validation accuracy": (set_logged("eval_accuracy"), {"history"}),
     "test accuracy": (set_recorded("metrics", "test", "accuracy", value=0.5), {"history"}),
     "best update": (set_recorded("best", "step", value=200), {"history"}),
+    "no best update": (set_recorded("best", value=None), {"history"}),
     "alpha_r": (set_logged("alpha_r"), {"schedules"}),
     "alpha_s": (set_logged("alpha_s"), {"schedules"}),
     "radius": (set_recorded("optimizer", "radius", "beta_max", value=1.0), {"schedules"}),
@@ -178,12 +186,23 @@ def test_history_shows_the_logged_values(tmp_path: Path) -> None:
         epochs, values = line(axes, "validation")
         assert epochs == list(range(1, 21))
         assert values == [entry[f"eval_{key}"] for entry in log if f"eval_{key}" in entry]
-        epochs, means = line(axes, "train, mean of the epoch")
+        epochs, means = line(axes, "train, epoch mean")
         assert epochs == list(range(1, 21))
         third = [entry[key] for entry in log if key in entry and 2 < entry["epoch"] <= 3]
         assert means[2] == pytest.approx(sum(third) / len(third))
         assert line(axes, "best validation")[0] == [figures._Run.read(folder).record["best"]["step"] / 20]
-    assert "test 0.9778" in labels(axes)
+    best_epoch = figures._Run.read(folder).record["best"]["step"] / 20
+    assert line(axes, "test 0.9778 (best weights)") == ([best_epoch], [0.9778])
+
+
+def test_test_is_drawn_where_the_tested_weights_lie(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "kept_last")
+    axes = drawing(folder, "history").axes[1]
+    assert line(axes, "test 0.9778 (last weights)") == ([20.0], [0.9778])
+    assert "best validation" not in labels(axes)
+    # the log may have lost the evaluation of the best weights: their update then tells the epoch
+    set_recorded("best", value={"metric": "accuracy", "value": 0.9, "step": 150})(folder)
+    assert line(drawing(folder, "history").axes[1], "test 0.9778 (best weights)") == ([7.5], [0.9778])
 
 
 def test_second_evaluation_of_the_same_update_is_not_drawn(tmp_path: Path) -> None:
@@ -218,7 +237,7 @@ def test_switch_epoch_is_derived_where_the_record_has_none(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["rts_pugd", "every_fourth"])
 def test_schedules_show_the_perturbed_updates_only(tmp_path: Path, kind: str) -> None:
     folder = write_run_folder(tmp_path / "run", kind)
-    perturbed = [entry for entry in log_of(folder) if "sharpness" in entry]
+    perturbed = [entry for entry in log_of(folder) if entry.get("epsilon_norm")]
     for axes, key in zip(drawing(folder, "schedules").axes, ("alpha_r", "alpha_s"), strict=True):
         updates, values = line(axes, "used by perturbed updates")
         assert updates == [entry["step"] for entry in perturbed]
@@ -226,6 +245,28 @@ def test_schedules_show_the_perturbed_updates_only(tmp_path: Path, kind: str) ->
         planned = dict(zip(*line(axes, "the schedule as set"), strict=True))
         for update, value in zip(updates, values, strict=True):
             assert planned.get(update, value) == pytest.approx(value)
+
+
+def test_update_perturbed_by_nothing_is_shown(tmp_path: Path) -> None:
+    folder = write_run_folder(
+        tmp_path / "run", radius={"strategy": "cosine_annealing", "beta_min": 0.0, "beta_max": 1.0}
+    )
+    axes = drawing(folder, "schedules").axes[0]
+    updates, values = line(axes, "used by perturbed updates")
+    assert (updates[-1], values[-1]) == (400, 0)
+    assert axes.get_ylim()[0] < 0, "the marker at 0 would be cut in half"
+
+
+def test_last_marker_is_not_cut_off(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "every_fourth")
+    for name in ALL_NAMES:
+        figure = drawing(folder, name)
+        for axes in figure.axes:
+            drawn = [found for found in axes.get_lines() if found.get_marker() not in ("None", "")]
+            ends = [float(np.asarray(found.get_xdata())[-1]) for found in drawn]
+            radius = 2.5 * figure.dpi / 72
+            for end in ends:
+                assert axes.transData.transform((end, 0))[0] + radius <= axes.get_window_extent().x1
 
 
 def test_schedule_of_wide_range_has_a_log_axis(tmp_path: Path) -> None:
@@ -245,12 +286,39 @@ def test_plain_phase_is_shaded_and_named(tmp_path: Path) -> None:
 
 def test_run_that_never_switched_says_so(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", "never_switched")
-    for name in ALL_NAMES:
+    for name in names_of("never_switched"):
         figure = drawing(folder, name)
         assert "never switched" in figure.get_suptitle()
         assert not any("switch to" in text.get_text() for axes in figure.axes for text in axes.texts)
         if name == "schedules":
             assert "used by perturbed updates" not in labels(figure.axes[0])
+
+
+@pytest.mark.parametrize(("kind", "left"), [("never_switched", {"history", "schedules"}), ("sgd", {"history"})])
+def test_pictures_of_a_run_before_are_deleted_and_no_other_file(tmp_path: Path, kind: str, left: set[str]) -> None:
+    folder = write_run_folder(tmp_path / "run", kind)
+    (folder / "figures").mkdir()
+    for name in ("schedules.png", "schedules.svg", "sharpness.png", "sharpness.svg", "sharpness.pdf", "mine.png"):
+        (folder / "figures" / name).touch()
+    (folder / "sharpness.png").touch()
+    draw_run_figures(folder)
+    own = {f"{name}.{suffix}" for name in left for suffix in ("png", "svg")}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"sharpness.pdf", "mine.png"} | own
+    assert (folder / "sharpness.png").is_file()
+
+
+def test_run_whose_log_holds_no_sharpness_has_no_picture_of_it(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", epochs=1, switch_step=10)
+    assert "sharpness.png" in [path.name for path in draw_run_figures(folder)]
+
+    def edit(state: dict[str, Any]) -> None:
+        for entry in state["log_history"]:
+            if "sharpness" in entry:
+                entry["sharpness"] = float("nan")
+
+    edit_json(folder / "trainer_state.json", edit)
+    assert "sharpness.png" not in [path.name for path in draw_run_figures(folder)]
+    assert not (folder / "figures" / "sharpness.png").exists()
 
 
 def test_sam_has_no_scale_panel(tmp_path: Path) -> None:
@@ -262,15 +330,49 @@ def test_sharpness_has_a_zero_line_and_every_logged_value(tmp_path: Path) -> Non
     axes = drawing(folder, "sharpness").axes[0]
     assert any(list(found.get_ydata()) == [0, 0] for found in axes.get_lines())
     logged = [entry["sharpness"] for entry in log_of(folder) if "sharpness" in entry]
-    assert line(axes, "one logged update")[1] == logged
+    assert line(axes, "mean over the 5 perturbed updates since the log entry before")[1] == logged
+    assert "mean of 5 log entries" in labels(axes)
     low, high = axes.get_ylim()
     assert low < 0 < high
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"switch_step": 10, "epochs": 2}, "mean over the 5 perturbed updates since the log entry before"),
+        ({"switch_step": 12, "epochs": 2}, "mean over the 3 to 5 perturbed updates since the log entry before"),
+        (
+            {"switch_step": 12, "epochs": 2, "perturb_every": 9},
+            "mean over the 1 perturbed update since the log entry before",
+        ),
+    ],
+)
+def test_sharpness_says_of_how_many_updates_it_is_the_mean(tmp_path: Path, changes: dict[str, Any], label: str) -> None:
+    folder = write_run_folder(tmp_path / "run", switch="fixed", settings={"at": 0.5}, **changes)
+    assert label in labels(drawing(folder, "sharpness").axes[0])
+
+    def forget(state: dict[str, Any]) -> None:
+        for entry in state["log_history"]:
+            entry.pop("gradient_evaluations", None)
+
+    edit_json(folder / "trainer_state.json", forget)
+    label = "mean over the perturbed updates since the log entry before"
+    assert label in labels(drawing(folder, "sharpness").axes[0])
+
+
+def test_sharpness_that_blew_up_presses_nothing_flat(tmp_path: Path) -> None:
+    axes = drawing(write_run_folder(tmp_path / "run", "blew_up"), "sharpness").axes[0]
+    logged = log_of(tmp_path / "run")
+    low, high = (next(e["sharpness"] for e in logged if e["step"] == step and "sharpness" in e) for step in (130, 390))
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1] for y in (0, low, high)]
+    assert heights[1] - heights[0] > 0.1
+    assert heights[2] - heights[1] > 0.5
 
 
 def test_values_that_are_not_finite_leave_a_counted_gap(tmp_path: Path) -> None:
     axes = drawing(write_run_folder(tmp_path / "run", "diverged"), "history").axes[0]
     assert axes.get_legend().get_title().get_text() == "28 of 100 logged values are not finite"
-    _, means = line(axes, "train, mean of the epoch")
+    _, means = line(axes, "train, epoch mean")
     assert np.isnan(means[13:]).all()
     assert np.isfinite(means[:13]).all()
 
@@ -315,7 +417,7 @@ def texts(figure: Figure) -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_overlaps_another_or_leaves_the_picture(tmp_path: Path, kind: str) -> None:
     folder = write_run_folder(tmp_path / "run", kind)
-    for name in ALL_NAMES if KINDS[kind].get("method", "pugd") else ("history",):
+    for name in names_of(kind):
         figure = drawing(folder, name)
         boxes = list(texts(figure))
         assert len(boxes) > 5

@@ -79,11 +79,11 @@ def test_card_is_deterministic_and_written_as_readme(tmp_path: Path) -> None:
 NUMBERS: list[tuple[str, object, str]] = [
     ("metrics.train.loss", 0.7312, "| train | 1,277 | 0.7312 |"),
     ("metrics.validation.accuracy", 0.7312, "value: 0.7312"),
-    ("metrics.validation.accuracy", 0.7312, "| validation | 160 | 0.1717 | 0.7312 |"),
+    ("metrics.validation.accuracy", 0.7312, "| validation | 160 | 0.1548 | 0.7312 |"),
     ("metrics.test.accuracy", 0.7312, "Test accuracy: **0.7312** on 360 images"),
     ("metrics.test.top5_accuracy", 0.7312, "| 0.7312 |"),
     ("metrics.test.f1_macro", 0.7312, "value: 0.7312"),
-    ("best.value", 0.7312, "0.7312, at update 360"),
+    ("best.value", 0.7312, "0.7312, at update 380"),
     ("best.step", 77, "at update 77."),
     ("data.splits.train", 4321, "train 4,321, validation 160, test 360"),
     ("data.splits.train", 4321, "A small training set (4,321 images)"),
@@ -118,15 +118,25 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("seed", 4711, "One run with seed 4711"),
     ("hardware.device", "tpu", "on tpu"),
     ("hardware.accelerator", "Some GPU 9000", "on Some GPU 9000 (1 process, 2 CPU threads)"),
-    ("hardware.processes", 4, "(4 processes, 2 CPU threads)"),
+    ("hardware.processes", 4, "(4 processes, 2 CPU threads each)"),
     ("hardware.processes", 4, "(device × accumulation × processes) | 256 |"),
     ("hardware.cpu_threads", 16, "16 CPU threads"),
+    ("hardware.cpu_threads", 1, "(1 process, 1 CPU thread). Energy"),
+    ("epochs", 1.0, "\n1 epoch in 41.53 seconds on cpu"),
+    ("resumed_at", [120], "2 CPU threads), resumed after update 120; the time is that of all its commands together."),
+    ("resumed_at", [120, 1240], "resumed after updates 120, 1240; the time"),
+    ("license", "mit", "\nlicense: mit\n"),
+    ("data.normalisation", "pretrained weights", "0.376, 0.376, 0.376: those of the pretrained weights\n"),
+    ("data.normalisation", "imagenet", "0.376, 0.376, 0.376: those of ImageNet, not measured on this data\n"),
+    ("data.normalisation", "given", "0.376, 0.376, 0.376: as given to the run\n"),
+    ("data.normalisation", "cifar10", "0.376, 0.376, 0.376: those of the training images of cifar10\n"),
+    ("data.normalisation", "given mean, cifar10 std", "0.376, 0.376, 0.376: given mean, cifar10 std\n"),
     ("versions.torch", "9.9.9", "| torch | 9.9.9 |"),
     ("command", "accelerate launch scripts/train.py --lr 3", "scripts/train.py --lr 3\n```"),
     ("arguments.training.lr_scheduler_type", "linear", "| learning rate schedule | linear |"),
     ("arguments.data", {"dataset": "other"}, '"dataset": "other"'),
     ("warnings", ["The moon was full."], "- Warning of the run: The moon was full."),
-    ("status", "interrupted", "**This run is not complete** (status: interrupted)"),
+    ("status", "interrupted", "**This run is not complete** (status: interrupted): 400 updates had been done when"),
 ]
 
 
@@ -144,13 +154,18 @@ def test_card_says_what_the_log_says(tmp_path: Path) -> None:
     def edit(state: dict[str, Any]) -> None:
         for entry in state["log_history"]:
             if "sharpness" in entry:
-                entry |= {"sharpness": 0.321, "alpha_r": 0.654}
+                entry |= {"sharpness": 0.5 if entry["step"] == 400 else 0.22, "alpha_r": 0.654}
+                entry["gradient_evaluations"] -= 3 if entry["step"] < 400 else 0  # two second passes, not five, at 125
             if "eval_loss" in entry:
                 entry |= {"train_loss": 0.987, "eval_loss": 0.456, "eval_accuracy": 0.789}
 
     edit_json(folder / "trainer_state.json", edit)
     card = render_card(folder)
-    assert "over 56 logged updates: mean 0.321, last 0.321." in card
+    sharpness = next(row for row in card.splitlines() if row.startswith("Sharpness"))
+    assert sharpness == (
+        "Sharpness L(w+ε) − L(w): mean 0.228 over 280 perturbed updates (56 log entries, each the mean over the "
+        "perturbed updates since the log entry before), 0.5 in the last entry."
+    )
     assert "| 0.654 (update 125) to 0.654 (update 400) |" in card
     assert "| 7 | 140 | 0.9870 | 0.4560 | 0.7890 |" in card
 
@@ -166,10 +181,22 @@ def test_log_rows_hold_the_mean_since_the_row_before_and_one_evaluation_an_updat
     assert render_card(folder) == before
 
 
-def test_logged_schedule_values_are_those_of_perturbed_updates(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run", "every_fourth")
-    row = next(line for line in render_card(folder).splitlines() if line.startswith("| radius α_r"))
-    assert re.search(r"\(update 105\) to .* \(update 385\) \|$", row)
+def test_sharpness_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
+    card = render_card(write_run_folder(tmp_path / "run", "diverged"))
+    assert "over 140 perturbed updates (56 log entries, each" in card
+    assert "before; 28 of them not finite, and left out), not finite in the last entry." in card
+
+
+@pytest.mark.parametrize(("kind", "first", "last"), [("every_fourth", 105, 385), ("rts_pugd", 125, 400)])
+@pytest.mark.parametrize("beta_min", [0.1, 0.0])
+def test_logged_schedule_values_are_those_of_perturbed_updates(
+    tmp_path: Path, kind: str, first: int, last: int, beta_min: float
+) -> None:
+    radius = {"strategy": "cosine_annealing", "beta_min": beta_min, "beta_max": 1.0}
+    card = render_card(write_run_folder(tmp_path / "run", kind, radius=radius))
+    row = next(line for line in card.splitlines() if line.startswith("| radius α_r"))
+    value = "0" if beta_min == 0 and last == 400 else r"\S+"
+    assert re.search(rf"\| \S+ \(update {first}\) to {value} \(update {last}\) \|$", row)
 
 
 def test_long_log_is_thinned_to_its_ends_and_rows_between(tmp_path: Path) -> None:
@@ -198,7 +225,7 @@ def test_run_that_never_switched_is_told_plainly(tmp_path: Path) -> None:
     card = render_card(folder)
     assert "**No update of this run was perturbed.**" in card
     assert "so the model is what\n> adamw alone made of it." in card
-    assert "**The switch never fired**: all 400 updates were plain updates of adamw." in card
+    assert "**The switch never fired**: every update (400) was a plain update of adamw." in card
     assert "σ² = 0.09; it fires below γ·σ²_init = 0.2 · 0.0625 = 0.0125." in card
     assert "this run says nothing about rts_pugd" in card
     assert "fired after update" not in card
@@ -232,11 +259,85 @@ def test_metadata_tells_validation_and_test_apart(tmp_path: Path) -> None:
     card = render_card(folder)
     head = metadata(card)
     assert results_by_split(card) == {
-        "validation": {"accuracy": 0.91, "f1": 0.92},
+        "validation part held out of train": {"accuracy": 0.91, "f1": 0.92},
         "test": {"accuracy": 0.81, "f1": 0.82, "top_5_accuracy": 0.99},
     }
-    assert (head["license"], head["library_name"], head["metrics"]) == ("apache-2.0", "timm", ["accuracy", "f1"])
+    assert (head["library_name"], head["metrics"]) == ("timm", ["accuracy", "f1"])
+    assert "license" not in head, "what the user's model is licensed under is the user's to say"
     assert head["model-index"][0]["results"][1]["metrics"][0]["name"] == "test accuracy"
+
+
+def test_card_says_which_splits_were_measured_and_whether_they_were_held_out(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "data.split_sources.test.split", "valid")
+    change(folder, "arguments.data.max_eval_samples", 1)
+    card = render_card(folder)
+    assert 'on 360 images, the split "valid".' in card
+    held_out = 'held out of the split "train", a seeded part with each class in proportion'
+    assert (
+        '- Train: the split "train" without the held-out validation part\n'
+        f"- Validation: {held_out}; at most 1 image of it\n"
+        '- Test: the split "valid", not held out of train; at most 1 image of it\n'
+    ) in card
+    assert set(results_by_split(card)) == {"validation part held out of train", "valid"}
+
+    change(folder, "arguments.data.max_eval_samples", None)
+    change(folder, "data.split_sources.test", {"split": "train", "held_out": True})
+    card = render_card(folder)
+    assert 'on 360 images, held out of the split "train".' in card
+    assert '- Train: the split "train" without the held-out validation part and test part' in card
+    assert f"- Test: {held_out}\n" in card
+    assert set(results_by_split(card)) == {"validation part held out of train", "test part held out of train"}
+
+    change(folder, "data.split_sources.validation", {"split": "dev", "held_out": False})
+    change(folder, "data.split_sources.test", None)
+    card = render_card(folder)
+    assert '- Train: the split "train"\n- Validation: the split "dev", not held out of train\n- Left out' in card
+
+
+def test_record_from_before_a_field_was_added_still_has_a_card(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+
+    def forget(record: dict[str, Any]) -> None:
+        del record["data"]["split_sources"], record["data"]["normalisation"], record["resumed_at"]
+        del record["optimizer"]["switch"]["fired"]
+
+    edit_json(folder / "run.json", forget)
+    card = render_card(folder)
+    assert "on 360 images.\n" in card
+    assert "- Images: train 1,277, validation 160, test 360\n- Left out" in card
+    assert "standard deviation 0.376, 0.376, 0.376\n" in card
+    assert "(1 process, 2 CPU threads). Energy" in card
+    assert set(results_by_split(card)) == {"validation", "test"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "chosen"),
+    [("rts_pugd", "with the best validation accuracy", True), ("kept_last", "after the last update", False)],
+)
+def test_card_says_which_weights_were_kept(tmp_path: Path, kind: str, kept: str, chosen: bool) -> None:
+    card = render_card(write_run_folder(tmp_path / "run", kind))
+    assert re.findall("The weights kept are those (.*?), ", card) == [kept]
+    assert ("The validation split chose the weights" in card) is chosen
+
+
+@pytest.mark.parametrize("metrics", [{}, {"train": None, "validation": None, "test": None}, None])
+def test_run_that_has_just_begun_says_so(tmp_path: Path, metrics: object) -> None:
+    folder = write_run_folder(tmp_path / "run", "never_switched")
+    (folder / "trainer_state.json").rename(tmp_path / "state.json")
+    begun = {"status": "training", "metrics": metrics, "best": None, "updates": 1, "epochs": 0.05}
+    edit_json(
+        folder / "run.json", lambda record: record.update(begun, gradient_evaluations=1, seconds=None, warnings=[])
+    )
+    with pytest.raises(FileNotFoundError, match=r"no trainer_state\.json"):
+        render_card(folder)
+    (folder / "trainer_state.json").write_text('{"log_history": []}', encoding="utf-8")
+    card = render_card(folder)
+    assert "(status: training): 1 update had been done when this was written. None was perturbed.\n" in card
+    assert "Nothing was measured." in card
+    assert "**The switch had not fired** when this was written." in card
+    assert not re.search("weights kept|never fired|alone made|says nothing about|Training stopped", card)
+    assert "model-index" not in metadata(card)
 
 
 def test_run_without_test_split_says_so(tmp_path: Path) -> None:
@@ -247,7 +348,7 @@ def test_run_without_test_split_says_so(tmp_path: Path) -> None:
     assert "No test split was measured." in card
     assert "Test accuracy" not in card
     assert "- Images: train 1,277, validation 160\n" in card
-    assert set(results_by_split(card)) == {"validation"}
+    assert set(results_by_split(card)) == {"validation part held out of train"}
 
 
 def test_run_without_any_measure_says_so(tmp_path: Path) -> None:
@@ -263,7 +364,19 @@ def test_measures_that_are_not_finite_stay_out_of_the_metadata(tmp_path: Path) -
     change(folder, "metrics.test", {"loss": math.nan, "accuracy": math.nan})
     card = render_card(folder)
     assert "| test | 360 | not finite | not finite |" in card
-    assert set(results_by_split(card)) == {"validation"}
+    assert set(results_by_split(card)) == {"validation part held out of train"}
+    change(folder, "metrics.test", {"loss": None, "accuracy": 0.1})  # JSON as runs write it has no NaN
+    assert "| test | 360 | not finite | 0.1000 |" in render_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"),
+    [(99.98765, "99.9877"), (100.0, "100"), (1234.5678, "1235"), (3.2e9, "3.2e+09"), (-2e5, "-2e+05")],
+)
+def test_huge_losses_have_four_digits(tmp_path: Path, loss: float, shown: str) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "metrics.test.loss", loss)
+    assert f"| test | 360 | {shown} | 0.9778 |" in render_card(folder)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +394,7 @@ def test_only_hub_data_sets_are_linked(tmp_path: Path, source: str, is_hub: bool
     assert metadata(card).get("datasets") == ([source] if is_hub else None)
     assert sentence in card
     types = {result["dataset"]["type"] for result in metadata(card)["model-index"][0]["results"]}
-    assert types == {source if is_hub else "digits"}
+    assert types == {source if is_hub else "scikit-learn" if source == "embedded" else "local-folder"}
 
 
 def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:
@@ -297,7 +410,10 @@ def test_pictures_are_shown_if_they_are_there(tmp_path: Path) -> None:
     for name in FIGURES:
         (folder / "figures" / f"{name}.png").touch()
     assert re.findall(r"!\[.*\]\((.*)\)", render_card(folder)) == [f"figures/{name}.png" for name in FIGURES]
-    write_run_folder(folder, "sgd")  # the other pictures are left over from the run before
+    write_run_folder(folder, "never_switched")  # some of the pictures are left over from the run before
+    shown = ["figures/history.png", "figures/schedules.png"]
+    assert re.findall(r"!\[.*\]\((.*)\)", render_card(folder)) == shown
+    write_run_folder(folder, "sgd")
     assert re.findall(r"!\[.*\]\((.*)\)", render_card(folder)) == ["figures/history.png"]
 
 
@@ -328,6 +444,7 @@ TEXT_FIELDS = [
     *("model.architecture", "model.checkpoint", "data.name", "data.source", "optimizer.name", "optimizer.base"),
     *("best.metric", "hardware.device", "hardware.accelerator", "versions.torch", "status", "command"),
     *("arguments.training.lr_scheduler_type", "optimizer.switch.kind", "arguments.data.dataset"),
+    *("data.normalisation", "data.split_sources.train.split", "data.split_sources.test.split"),
 ]
 
 
@@ -370,11 +487,13 @@ def test_nothing_a_user_wrote_becomes_markup_or_metadata(tmp_path: Path, seed: i
     assert skeleton(cards[1]) == skeleton(cards[0])
     heads = [metadata(card) for card in cards]
     assert list(heads[1]) == list(heads[0])
-    assert heads[1]["license"] == "apache-2.0"
-    assert results_by_split(cards[1]) == results_by_split(cards[0])
+    assert "license" not in heads[1]
+    assert list(results_by_split(cards[1]).values()) == list(results_by_split(cards[0]).values())
 
 
-@pytest.mark.parametrize("text", ["a < b & c", "snow_leopard", "50 % off", "*star*", "x|y", "_lead", "e.g. www.x.org"])
+@pytest.mark.parametrize(
+    "text", ["a < b & c", "snow_leopard", "50 % off", "*star*", "x|y", "_lead", "e.g. www.x.org", "=="]
+)
 def test_escaped_names_still_read_as_written(tmp_path: Path, text: str) -> None:
     folder = write_run_folder(tmp_path / "run")
     change(folder, "data.label_names", [text, "other"])
@@ -385,6 +504,8 @@ def test_escaped_names_still_read_as_written(tmp_path: Path, text: str) -> None:
 
 def test_ordinary_names_stay_readable_in_the_source(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run")
+    change(folder, "warnings", ["The switch FixedSwitch(at=0.8) never fired."])
+    assert "- Warning of the run: The switch FixedSwitch(at=0.8) never fired.\n" in render_card(folder)
     change(folder, "data.label_names", ["snow_leopard", "T-shirt/top", "St. Bernard's dog (big)"])
     assert "snow_leopard · T-shirt/top · St. Bernard's dog (big)" in render_card(folder)
 

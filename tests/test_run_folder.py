@@ -1,11 +1,13 @@
 """Reading and writing the two files of a run folder."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rts_hf.run_folder import read_log, read_record, write_record
+from rts_hf.run_folder import perturbed_since, read_log, read_record, was_perturbed, write_record
 
 
 def test_writing_and_reading(tmp_path: Path) -> None:
@@ -37,3 +39,59 @@ def test_unreadable_records(tmp_path: Path, text: str | None, error: type[Except
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(error, match=message):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "perturbed"),
+    [
+        ({"step": 100, "phase": 0, "epsilon_norm": 0.0, "alpha_r": 0.5}, False),
+        ({"step": 100, "phase": 1, "epsilon_norm": 0.0, "alpha_r": 0.0}, False),  # the update that switched
+        ({"step": 101, "phase": 1, "epsilon_norm": 0.5, "alpha_r": 0.5}, True),
+        ({"step": 101, "phase": 1, "epsilon_norm": 0.0, "alpha_r": 0.0}, True),
+        ({"step": 101, "phase": 1, "epsilon_norm": 0.0, "alpha_r": 0.5}, True),  # a gradient of 0 has no direction
+        ({"step": 101, "phase": 1, "epsilon_norm": math.nan, "alpha_r": 0.5}, True),
+        ({"step": 101, "phase": 1}, True),
+        ({"loss": 1.0}, False),
+    ],
+)
+def test_an_update_is_perturbed_by_its_place_whatever_the_perturbation_came_to(
+    entry: dict[str, Any], perturbed: bool
+) -> None:
+    assert was_perturbed(entry, {"perturb_every": 1, "switch": {"step": 100}}) is perturbed
+    assert was_perturbed(entry, {"perturb_every": 1, "switch": {"step": None}}) is False
+
+
+@pytest.mark.parametrize(
+    ("step", "entry", "perturbed"),
+    [
+        (101, {"epsilon_norm": 0.5, "alpha_r": 0.5}, True),
+        (102, {"epsilon_norm": 0.0, "alpha_r": 0.5}, False),
+        (102, {"epsilon_norm": 0.0, "alpha_r": 0.0}, False),
+        (104, {"epsilon_norm": 0.0, "alpha_r": 0.0}, True),
+        (104, {"epsilon_norm": math.inf, "alpha_r": 0.5}, True),
+        (105, {"epsilon_norm": None, "alpha_r": 0.5}, False),
+        # Updates that a gradient scaler skipped moved the place.
+        (105, {"epsilon_norm": 0.5, "alpha_r": 0.5}, True),
+        (104, {"epsilon_norm": 0.0, "alpha_r": 0.5}, False),
+    ],
+)
+def test_perturbed_updates_among_others_of_the_second_phase(step: int, entry: dict[str, Any], perturbed: bool) -> None:
+    optimizer = {"perturb_every": 3, "switch": {"step": 100}}
+    assert was_perturbed({"step": step, "phase": 1, **entry}, optimizer) is perturbed
+
+
+def test_perturbed_updates_are_counted_from_entry_to_entry() -> None:
+    def entry(step: int, evaluations: int | None, **more: float) -> dict[str, Any]:
+        return {"step": step, "loss": 1.0, "gradient_evaluations": evaluations, **more}
+
+    log = [
+        entry(10, 10),
+        entry(20, 23, sharpness=0.1),
+        {"step": 25, "eval_loss": 1.0, "gradient_evaluations": 33},  # an evaluation takes no mean
+        entry(30, 43, sharpness=0.1),
+        entry(40, None, sharpness=0.1),
+        entry(50, 73, sharpness=0.1),  # how many came before 40, the log does not tell
+        entry(60, 85, sharpness=0.1),
+    ]
+    assert perturbed_since(log) == [3, 10, None, None, 2]
+    assert perturbed_since([{"step": 10, "loss": 1.0, "sharpness": 0.1}]) == [None]
