@@ -35,6 +35,21 @@ _USUAL = frozenset(
         "use_cpu",
     }
 )
+# What other training scripts call an argument
+_SAID_ELSEWHERE = {
+    "--arch": "--model",
+    "--batch_size": "--per_device_train_batch_size",
+    "--data": "--dataset",
+    "--epochs": "--num_train_epochs",
+    "--lr": "--learning_rate",
+    "--model_name_or_path": "--model",
+    "--optimizer": "--opt",
+    "--resume": "--resume_from_checkpoint",
+    "--rho": "--radius_beta_max",
+    "--smoothing": "--label_smoothing_factor",
+    "--wd": "--weight_decay",
+}
+_METAVARS = {"metric_for_best_model": "METRIC"}
 
 
 def parse_arguments(
@@ -90,10 +105,11 @@ def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
 def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str], kind: str) -> None:
     if not words:
         return
-    known = [option for action in parser._actions for option in action.option_strings]
-    near = get_close_matches(words[0].split("=")[0], known, n=3)
+    known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
+    word = words[0].split("=")[0]
+    near = [_SAID_ELSEWHERE[word]] if word in _SAID_ELSEWHERE else get_close_matches(word, known, n=3, cutoff=0.7)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ValueError(f"unknown {kind} {words[0]}{hint} --help lists what there is.")
+    raise ValueError(f"unknown {kind} {words[0]}{hint or '.'} --help lists what there is.")
 
 
 def _group_optimizer(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +139,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             option = "-h, --help"
         if action.choices is not None:
             return f"{option} {{{','.join(map(str, action.choices))}}}"
-        return option if action.nargs in (0, "?") else f"{option} {action.dest.split('_')[-1].upper()}"
+        metavar = _METAVARS.get(action.dest, action.dest.split("_")[-1].upper())
+        return option if action.nargs in (0, "?") else f"{option} {metavar}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = " ".join((action.help or "").split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,23 @@ def _checkpoint_for(folder: Path, training_args: RTSTrainingArguments) -> str | 
         obstacle = _obstacle(folder, training_args.overwrite)
         if obstacle is not None:
             raise ValueError(obstacle)
+    _check_writable(folder)
     return wanted
+
+
+def _check_writable(folder: Path) -> None:
+    """Try to write there now, not after an hour of training; what is made for it goes again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir={str(folder)!r} cannot be written to ({error}); name another folder.") from error
+    finally:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def _obstacle(folder: Path, overwrite: bool) -> str | None:

@@ -76,7 +76,7 @@ def describe_run(
                 "skipped": data.skipped,
                 "mean": data.mean,
                 "std": data.std,
-                "normalisation": "pretrained weights" if model_args.pretrained else data.normalisation,
+                "normalisation": data.normalisation,
             },
             "model": {
                 "architecture": plain_name(config.architecture),

@@ -7,12 +7,13 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import sort_checkpoints
 
-from rts_hf.config import RTS_FIELDS, TWO_PASS_OPTIMIZERS
+from rts_hf.config import RTS_FIELDS, TWO_PASS_OPTIMIZERS, RTSTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,11 @@ def _differences(
 
 
 def _shown(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    return ", ".join(f"{name} {_value(then)} → {_value(now)}" for name, (then, now) in changed.items())
+    return ", ".join(f"{name} {_value(name, then)} → {_value(name, now)}" for name, (then, now) in changed.items())
 
 
-def _value(value: Any) -> str:
-    return "default" if value is None else str(value)
+def _value(name: str, value: Any) -> str:
+    """Return a value as it is told; of one that was not given, the default where there is one to name."""
+    default = next((f.default for f in fields(RTSTrainingArguments) if f.name == name), None)
+    value = default if value is None and default is not MISSING else value
+    return "default" if value is None else str(getattr(value, "value", value))

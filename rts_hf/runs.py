@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             cache_dir=data_args.cache_dir,
             **preprocessing,
         )
+    if model_args.pretrained:
+        data = replace(data, normalisation="pretrained weights")
     _check_metric(training_args, num_classes=len(data.label_names))
     model = build_model(
         model_args.model,
@@ -229,7 +232,13 @@ def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> dict[str, f
 def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArguments) -> str:
     sizes = ", ".join(f"{count} {name}" for name, count in data.split_sizes.items())
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    sources = [
+        f"{part}: {'held out of' if source['held_out'] else 'split'} {source['split']}"
+        for part, source in data.split_sources.items()
+        if source is not None
+    ]
     return (
         f"{plain_name(model.config.architecture)} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images "
-        f"of {data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}"
+        f"of {data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}\n"
+        f"{'; '.join(sources)}; mean and standard deviation: {data.normalisation}; augmentation: {data.augmentation}"
     )

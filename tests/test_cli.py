@@ -37,7 +37,10 @@ def test_the_command_line() -> None:
         (["--optt", "sgd"], "unknown argument --optt; did you mean --opt"),
         (["nowhere.yaml"], "settings file 'nowhere.yaml' cannot be read"),
         (["--model_args", "nonsense"], "model_args='nonsense' is not JSON"),
-        (["stray"], "unknown argument stray"),
+        (["stray"], "unknown argument stray. --help lists"),
+        (["--lr", "0.1"], "unknown argument --lr; did you mean --learning_rate"),
+        (["--batch_size=3"], "unknown argument --batch_size=3; did you mean --per_device_train_batch_size"),
+        (["--optimizer", "sgd"], r"unknown argument --optimizer; did you mean --opt\?"),
     ],
 )
 def test_bad_words(words: list[str], message: str) -> None:

@@ -118,3 +118,11 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ValueError, match="out' is a file; name a folder"):
         prepare_folder(arguments(tmp_path / "out"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run' cannot be written to .*name another folder"):
+        prepare_folder(arguments(tmp_path / "file" / "run"))
+    assert prepare_folder(arguments(tmp_path / "a" / "b")) is None
+    assert not (tmp_path / "a").exists()

@@ -84,7 +84,7 @@ def test_none_is_left(tmp_path: Path) -> None:
         ("training", {"radius": "constant"}, r"\(radius default → constant\)"),
         ("training", {"base": "adamw"}, r"holds the state of sgd, which adamw cannot use \(base default → adamw\)"),
         ("training", {"learning_rate": 0.2}, r"\(learning_rate 0.1 → 0.2\), which its optimizer keeps"),
-        ("training", {"warmup_steps": 9}, r"\(warmup_steps default → 9\)"),
+        ("training", {"warmup_steps": 9}, r"\(warmup_steps 0 → 9\)"),
     ],
 )
 def test_another_run_is_refused(tmp_path: Path, part: str, change: dict, message: str) -> None:
