@@ -12,6 +12,7 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
 from transformers import TimmWrapperForImageClassification
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -73,6 +74,12 @@ class RTSTrainer(ResumableTrainer):
         num_labels = getattr(getattr(self.model, "config", None), "num_labels", 0)
         if self.compute_metrics is None and not self.args.batch_eval_metrics and num_labels >= 2:
             self.compute_metrics = classification_metrics(num_labels)
+        config = getattr(self.model, "config", None)
+        is_plain = getattr(config, "problem_type", None) in (None, "single_label_classification") and num_labels >= 2
+        is_timm = isinstance(self.model, TimmWrapperForImageClassification)
+        self._owns_loss = is_timm and is_plain and self.compute_loss_func is None
+        if self._owns_loss:
+            self.compute_loss_func = self._mean_over_images
         self.faults = FaultCounter(self.args.max_skipped_updates)
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
         self._window_perturbs = False
@@ -288,6 +295,17 @@ class RTSTrainer(ResumableTrainer):
             self._since_evaluation.add(**counts)
         return (loss, outputs) if return_outputs else loss
 
+    def _mean_over_images(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Return the cross-entropy of a micro-batch, over the images of the whole update where it belongs to one.
+
+        Without it, each micro-batch of an update would count the same, however many images it has, and a short last
+        one would weigh more when it is accumulated than in one batch.
+        """
+        kind = "mean" if num_items_in_batch is None else "sum"
+        smoothing = self.args.label_smoothing_factor if self.model is not None and self.model.training else 0.0
+        loss = cross_entropy(outputs["logits"].float(), labels, reduction=kind, label_smoothing=smoothing)
+        return loss if num_items_in_batch is None else loss / num_items_in_batch
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the operations of both passes over a micro-batch; the Trainer asks once for each."""
         return super().floating_point_ops(inputs) * (2 if self._window_perturbs else 1)
@@ -337,16 +355,15 @@ class RTSTrainer(ResumableTrainer):
         return metrics
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as the Trainer does, with the plain cross-entropy of exactly the images there are as the loss.
+        """Evaluate as the Trainer does, with the loss of exactly the images there are.
 
-        The Trainer's own is smoothed where training is, and on several processes counts images that fill up a batch
-        twice. A model of another kind than timm's, or a ``compute_loss_func``, keeps its own loss.
+        The Trainer's own counts images that fill up a batch on several processes twice. A model of another kind than
+        timm's, or a ``compute_loss_func``, keeps its loss.
         """
         output = super().evaluation_loop(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
         metrics = output.metrics or {}
         name = next((key for key in metrics if key.endswith("_loss")), None)
-        if name and self.compute_loss_func is None and isinstance(model, TimmWrapperForImageClassification):
+        if name and self._owns_loss:
             loss = mean_cross_entropy(output.predictions, output.label_ids)
             metrics[name] = metrics[name] if loss is None else loss
         return output

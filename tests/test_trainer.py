@@ -418,6 +418,29 @@ def test_labels_that_are_not_classes_get_no_accuracy(tmp_path: Path) -> None:
     assert all("accuracy" not in entry for entry in training_logs(trainer))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_short_last_window_weighs_its_images_not_its_micro_batches(tmp_path: Path, smoothing: float) -> None:
+    def train(folder: str, **settings: Any) -> torch.Tensor:
+        settings = {"switch": "fixed", "switch_at": "3", "radius_beta_max": 0.5, **settings}
+        trainer = make_trainer(tmp_path / folder, train=Images(22), label_smoothing_factor=smoothing, **settings)
+        trainer.train()
+        assert trainer.state.global_step == 6
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]).double()
+
+    whole = train("whole", per_device_train_batch_size=8)  # the last of 6 images
+    parts = train("parts", per_device_train_batch_size=4, gradient_accumulation_steps=2)  # the last of 4 and 2
+    assert (whole - parts).norm() / whole.norm() <= 1e-6
+
+
+def test_the_evaluation_loss_is_not_smoothed(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, label_smoothing_factor=0.3)
+    plain = make_trainer(tmp_path, trainer.model)
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    assert trainer.compute_loss(trainer.model, dict(batch)) != plain.compute_loss(trainer.model, dict(batch))
+
+
 def test_several_evaluation_sets_are_refused_for_the_gap_switch(tmp_path: Path) -> None:
     arguments = make_arguments(tmp_path, switch="generalization_gap", eval_strategy="epoch")
     with pytest.raises(ValueError, match="eval_dataset holds 2 data sets"):
