@@ -71,7 +71,6 @@ class RTSTrainer(Trainer):
         self._window_perturbs = False
         self._in_second_pass = False
         self._window_loss: Tensor | float = 0.0
-        self._loss_scale: Tensor | float = 1.0
         self._since_log = _Sums(("correct", "seen", "sharpness", "perturbed_updates"))
         self._since_evaluation = _Sums(("loss", "updates", "correct", "seen"))
         self._training_figures: dict[str, float] = {}
@@ -131,7 +130,8 @@ class RTSTrainer(Trainer):
         """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
         rts = self.two_pass_optimizer
         step = None if rts is None else rts.switch_step
-        return step if step is not None and step < self.state.global_step else None
+        # the optimizer's own count: a step that a gradient scaler skipped is an update of the Trainer's all the same
+        return step if rts is not None and step is not None and step < rts.stats()["step"] else None
 
     def remarks(self) -> list[str]:
         """Return what a reader of the finished run must know."""
@@ -186,7 +186,7 @@ class RTSTrainer(Trainer):
         rts = self.two_pass_optimizer
         self._window = []
         self._window_loss = 0.0
-        self._loss_scale = 1.0
+        self._forget_skipped_update(rts)
         self._window_perturbs = rts is not None and rts.perturbing
         return super().get_batch_samples(*args, **kwargs)
 
@@ -211,8 +211,6 @@ class RTSTrainer(Trainer):
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         window, self._window = self._window, []
         second_loss: Tensor | float = 0.0
-        if self.accelerator.scaler is not None:
-            self._loss_scale = self.accelerator.scaler.scale(torch.ones((), device=self.args.device))
         buffers = keep_buffers(model) if self.args.batchnorm_first_pass_only else contextlib.nullcontext()
         gradient_state = self.accelerator.gradient_state
         self._in_second_pass = True
@@ -230,6 +228,11 @@ class RTSTrainer(Trainer):
             self._in_second_pass = False
             gradient_state._set_sync_gradients(True)
         self._since_log.add(sharpness=second_loss - self._window_loss, perturbed_updates=1)
+
+    def _forget_skipped_update(self, rts: RTSPUGD | None) -> None:
+        """Let the optimizer know that a gradient scaler skipped its step: the Trainer clears the model alone."""
+        if rts is not None and self.accelerator.optimizer_step_was_skipped:
+            rts.zero_grad()
 
     def compute_loss(
         self,
@@ -271,10 +274,10 @@ class RTSTrainer(Trainer):
         rts = self.two_pass_optimizer
         if rts is None:
             return {**figures, "gradient_evaluations": self.gradient_evaluations}
+        self._forget_skipped_update(rts)
         stats = rts.stats()
         for name in ("phase", "alpha_r", "alpha_s", "gradient_norm", "epsilon_norm", "gradient_evaluations"):
             figures[name] = stats[name]
-        figures["gradient_norm"] /= float(self._loss_scale)  # the second pass comes before the scaler unscales
         if sums["perturbed_updates"]:
             figures["sharpness"] = sums["sharpness"] / sums["perturbed_updates"]
         return figures
