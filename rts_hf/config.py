@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.switching import SWITCHES
 
@@ -246,6 +247,8 @@ class RTSTrainingArguments(TrainingArguments):
         self._check_optimizer_name()
         if self.learning_rate is None:
             self.learning_rate = 1e-3 if timm.optim.get_optimizer_info(self._stepping_name()).has_betas else 0.1
+        if self.is_two_pass or self.deepspeed:
+            check_requests(self)  # before transformers looks for packages that this needs not
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
@@ -318,11 +321,8 @@ class RTSTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"optim={OptimizerNames(self.optim).value!r} has no effect here; name the optimizer with opt."
             )
-        if self.deepspeed:
-            raise ValueError(
-                f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
-                "DistributedDataParallel or FSDP2."
-            )
+        if self.is_two_pass:
+            check_requests(self)  # again: a file of fsdp_config has been read since
         if not self.sync_first_pass and (self.fsdp or self.ddp_static_graph):
             given = f"fsdp={self.fsdp!r}" if self.fsdp else "ddp_static_graph=True"
             raise ValueError(

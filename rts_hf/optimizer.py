@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rts_hf.bases import create_base
+from rts_hf.parallelism import check_parameters
 from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, scale_, unit_gradients
 from rts_hf.scaling import factor_between, refuse_closure
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
@@ -137,6 +138,7 @@ class RTSPUGD(TimedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        check_parameters(self.param_groups)  # accelerate flattens them after construction and loads the state again
         self._forget_transient()
 
     # ---- What the loop asks ----

@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.metrics import classification_metrics
 from rts_hf.optimizer import RTSPUGD
+from rts_hf.parallelism import check_accelerator, name_blocks
 from rts_hf.second_pass import RandomState, keep_buffers
 from rts_hf.unwrapping import unwrap_optimizer
 
@@ -51,14 +52,10 @@ class RTSTrainer(Trainer):
                 f"args is a {type(self.args).__name__}, but RTSTrainer needs an RTSTrainingArguments; it takes the "
                 "same arguments and more."
             )
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        if self.args.is_two_pass and (
-            getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False)
-        ):
-            raise ValueError(
-                "context and sequence parallelism shard a batch in place, so a second pass cannot repeat it; use "
-                "DistributedDataParallel or FSDP2."
-            )
+        if self.args.is_two_pass:
+            check_accelerator(self.accelerator, self.args)
+        if self.is_fsdp_enabled:
+            name_blocks(self.model)
         if self.args.switch == "generalization_gap" and isinstance(self.eval_dataset, dict):
             raise ValueError(
                 f"eval_dataset holds {len(self.eval_dataset)} data sets, but switch='generalization_gap' compares with "
