@@ -127,7 +127,7 @@ class DataArguments:
                 raise ValueError(f"{name}={value!r} must be at least 1.")
 
 
-@dataclass
+@dataclass(repr=False)  # a generated one would show tokens, which transformers' own hides
 class RTSTrainingArguments(TrainingArguments):
     """:class:`transformers.TrainingArguments` with the optimizer's settings and defaults for image classifiers.
 
@@ -241,7 +241,8 @@ class RTSTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # What was asked for, before defaults are filled in: the command that repeats the run.
         defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
-        self.given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        self.given = {name: value for name, value in given.items() if not name.endswith("_token")}
         self.opt_args = _json_object("opt_args", self.opt_args)
         self.switch_at = _step_or_share(self.switch_at)
         self._check_optimizer_name()
@@ -256,6 +257,10 @@ class RTSTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = False  # a classifier uses all of them, and looking costs every update
         self._check_optimizer()
         self._check_together()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: all but tokens, because transformers writes one beside every model."""
+        return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
 
     @property
     def is_two_pass(self) -> bool:

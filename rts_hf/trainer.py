@@ -10,20 +10,20 @@ from typing import Any
 import timm.optim
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.metrics import classification_metrics
 from rts_hf.optimizer import RTSPUGD
 from rts_hf.parallelism import check_accelerator, name_blocks
+from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.second_pass import RandomState, keep_buffers
 from rts_hf.unwrapping import unwrap_optimizer
 
 _STATE_KEY = "RTSTrainer"  # in trainer_state.json, beside the callbacks' states
 
 
-class RTSTrainer(Trainer):
+class RTSTrainer(SafeSavingTrainer):
     """A :class:`transformers.Trainer` that trains with RTSPUGD, or with any optimizer timm knows.
 
     Where the optimizer wants a second pass, it is run at the end of ``training_step`` on the micro-batch at which
