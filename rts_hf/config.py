@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from rts_hf.compiling import check_backend
 from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.switching import SWITCHES
@@ -256,6 +257,7 @@ class RTSTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # a classifier uses all of them, and looking costs every update
         self._check_optimizer()
+        check_backend(self.torch_compile_backend)
         self._check_together()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from rts_hf.compiling import refusals_explained
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.metrics import classification_metrics
 from rts_hf.optimizer import RTSPUGD
@@ -112,7 +113,8 @@ class RTSTrainer(SafeSavingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as :meth:`transformers.Trainer.train` does, and warn where the switch never fired."""
-        output = super().train(*args, **kwargs)
+        with refusals_explained(self.args.torch_compile_backend if self.args.torch_compile else None):
+            output = super().train(*args, **kwargs)
         if self.two_pass_optimizer is not None and self.switched_at() is None:
             warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
         return output
