@@ -7,6 +7,7 @@ from typing import Any
 import timm.optim
 from torch.optim import Optimizer
 
+from rts_hf.parallelism import check_parameters, check_requests
 from rts_hf.timing import TimedOptimizer
 
 
@@ -20,8 +21,8 @@ def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) ->
         base_kwargs: Further arguments, as :func:`timm.optim.create_optimizer_v2` takes them.
 
     Raises:
-        ValueError: For a name timm does not know, an optimizer that cannot take a gradient made by another, or complex
-            parameters.
+        ValueError: For a name timm does not know, an optimizer that cannot take a gradient made by another, complex
+            parameters, or a way to train on several devices that leaves no room for a second pass.
         TypeError: For arguments that the optimizer does not take.
     """
     if base.lower().startswith("lookahead_"):
@@ -40,6 +41,8 @@ def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) ->
         optimizer = timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
     except TypeError as error:
         raise TypeError(f"base={base!r} refuses its arguments {sorted(base_kwargs)}: {error}") from error
+    check_requests()
+    check_parameters(optimizer.param_groups)
     if any(param.is_complex() for group in optimizer.param_groups for param in group["params"]):
         raise ValueError(
             "params holds complex tensors, which RTSPUGD does not support; hold their real and imaginary "

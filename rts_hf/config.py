@@ -13,6 +13,8 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from rts_hf.checks import check_best_model, check_effects, check_ranges, check_scheduler, check_together
+from rts_hf.compiling import check_backend
+from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.switching import SWITCHES
 
@@ -127,7 +129,7 @@ class DataArguments:
                 raise ValueError(f"{name}={value!r} must be at least 1.")
 
 
-@dataclass
+@dataclass(repr=False)  # a generated one would show tokens, which transformers' own hides
 class RTSTrainingArguments(TrainingArguments):
     """:class:`transformers.TrainingArguments` with the optimizer's settings and defaults for image classifiers.
 
@@ -245,7 +247,8 @@ class RTSTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         # What was asked for, before defaults are filled in: the command that repeats the run.
         defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
-        self.given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
+        self.given = {name: value for name, value in given.items() if not name.endswith("_token")}
         self.opt_args = _json_object("opt_args", self.opt_args)
         self.switch_at = _step_or_share(self.switch_at)
         self._check_optimizer_name()
@@ -254,6 +257,8 @@ class RTSTrainingArguments(TrainingArguments):
         check_effects(self.given)
         check_ranges(self)
         check_best_model(self)
+        if self.is_two_pass or self.deepspeed:
+            check_requests(self)  # before transformers looks for packages that this needs not
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
@@ -262,7 +267,12 @@ class RTSTrainingArguments(TrainingArguments):
         check_ranges(self)  # also what the base class has worked out
         check_scheduler(self)
         self._check_optimizer()
+        check_backend(self.torch_compile_backend)
         self._check_together()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle or a copy holds: all but tokens, because transformers writes one beside every model."""
+        return {name: None if name.endswith("_token") else value for name, value in self.__dict__.items()}
 
     @property
     def is_two_pass(self) -> bool:
@@ -330,11 +340,8 @@ class RTSTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"optim={OptimizerNames(self.optim).value!r} has no effect here; name the optimizer with opt."
             )
-        if self.deepspeed:
-            raise ValueError(
-                f"deepspeed={self.deepspeed!r} takes its step inside backward, so there is no second pass; use "
-                "DistributedDataParallel or FSDP2."
-            )
+        if self.is_two_pass:
+            check_requests(self)  # again: a file of fsdp_config has been read since
         check_together(self)
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from rts_hf.bases import create_base
-from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, unit_gradients
-from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
+from rts_hf.parallelism import check_parameters
+from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, scale_, unit_gradients
+from rts_hf.scaling import factor_between, refuse_closure
+from rts_hf.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.switching import PhaseSwitch, create_switch
 from rts_hf.timing import TimedOptimizer, check_whole, name_at, place
 
@@ -91,8 +93,8 @@ class RTSPUGD(TimedOptimizer):
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)}.")
-        _named_schedule("radius", radius, radius_beta_min, radius_beta_max)
-        _named_schedule("scale", scale, scale_beta_min, scale_beta_max)
+        check_schedule("radius", radius, radius_beta_min, radius_beta_max)
+        check_schedule("scale", scale, scale_beta_min, scale_beta_max)
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
         check_whole("perturb_every", perturb_every)
@@ -115,13 +117,14 @@ class RTSPUGD(TimedOptimizer):
 
     def _forget_transient(self) -> None:
         self._buffers: list[Tensor] = []
-        self._gradient_norm: Tensor | float = 0.0
-        self._epsilon_norm: Tensor | float = 0.0
+        self._norms: tuple[Tensor | float, Tensor | float] = 0.0, 0.0  # ‖g‖ and ‖ε‖ of the last step
+        self._coming_norms: tuple[Tensor | float, Tensor | float] | None = None  # those of a step that is under way
+        self._sum_norm: Tensor | float | None = None  # its ‖g* + α_s·g‖, once there is a g*
+        self._rescaled: tuple[Tensor | float, Tensor | float] = 1.0, 1.0  # that norm before and at the last step
         self._alphas = (0.0, 0.0)
         self._unusable: Tensor | int = 0
         self._is_perturbed = False
         self._closure_clears = False
-        self._has_second_gradient = False
 
     def __repr__(self) -> str:
         step = f"{self._lead['rts_step']} of {self.total_steps or 'unknown'}"
@@ -133,6 +136,7 @@ class RTSPUGD(TimedOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        check_parameters(self.param_groups)  # accelerate flattens them after construction and loads the state again
         self._forget_transient()
 
     # ---- What the loop asks ----
@@ -172,19 +176,21 @@ class RTSPUGD(TimedOptimizer):
         """Return the last step's figures as plain Python numbers; waits for the device.
 
         ``step`` (steps done), ``phase`` (0 = sgd, 1 = pugd), ``alpha_r`` and ``alpha_s`` (the schedules at that step;
-        before the switch they are not used), ``gradient_norm`` (‖g‖; of a perturbed step under a gradient scaler still
-        scaled), ``epsilon_norm`` (‖ε‖, 0 where the step did not perturb), ``switch_step`` (-1 before the switch),
+        before the switch they are not used), ``gradient_norm`` (‖g‖, without a gradient scaler's scale once the step is
+        taken), ``epsilon_norm`` (‖ε‖, 0 where the step did not perturb), ``switch_step`` (-1 before the switch),
         ``gradient_evaluations`` (one a pass over the batch, of steps that were taken) and ``unusable_gradients``
         (unit-gradient steps since construction or load whose gradient was zero, infinite or NaN, and counted as zero).
         """
         lead = self._lead
+        gradient_norm, epsilon_norm = self._coming_norms or self._norms
+        factor = factor_between(*self._rescaled) if self._coming_norms is None else 1.0
         return {
             "step": lead["rts_step"],
             "phase": 0 if lead["rts_switched_at"] < 0 else 1,
             "alpha_r": self._alphas[0],
             "alpha_s": self._alphas[1],
-            "gradient_norm": float(self._gradient_norm),
-            "epsilon_norm": float(self._epsilon_norm),
+            "gradient_norm": float(gradient_norm) * factor,
+            "epsilon_norm": float(epsilon_norm),
             "switch_step": lead["rts_switched_at"],
             "gradient_evaluations": lead["rts_gradient_evaluations"],
             "unusable_gradients": int(self._unusable),
@@ -208,15 +214,16 @@ class RTSPUGD(TimedOptimizer):
                 "perturbed() was called for a step that wants no second pass "
                 f"(phase={self.phase!r}, step={self._lead['rts_step']}); ask `if optimizer.perturbing:` first."
             )
-        if self._has_second_gradient:
+        if self._sum_norm is not None:
             self._warn_once(
                 "perturbed() came a second time before step(), and scales the first gradients twice. With "
                 "accumulation, run the first pass over all micro-batches of the update, then the second over them all "
-                "in one perturbed(); where step() was left out, call zero_grad()."
+                "in one perturbed(); where step() was left out, call the optimizer's zero_grad()."
             )
         self._alphas = self._alphas_now()
         params, grads = self._params_and_gradients()
         saved = self._buffers_like(params)
+        self._coming_norms = 0.0, 0.0
         self._is_perturbed = True
         try:
             with torch.no_grad():
@@ -224,16 +231,21 @@ class RTSPUGD(TimedOptimizer):
             try:
                 with torch.no_grad():
                     if params:
-                        self._gradient_norm = global_norm(grads)
-                        self._epsilon_norm = perturb_(params, grads, saved, self._alphas[0], METHODS[self.method])
-                        self._scale_(grads, self._alphas[1])
+                        norm = global_norm(grads)
+                        epsilon_norm = perturb_(params, grads, saved, self._alphas[0], METHODS[self.method])
+                        self._coming_norms = norm, epsilon_norm
+                        scale_(grads, self._alphas[1])
+                torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
                 yield
             finally:
                 with torch.no_grad():
                     copy_(params, saved)
+                torch.clear_autocast_cache()
+            _, grads = self._params_and_gradients()
+            with torch.no_grad():
+                self._sum_norm = global_norm(grads) if grads else 0.0
         finally:
             self._is_perturbed = False
-        self._has_second_gradient = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -246,13 +258,15 @@ class RTSPUGD(TimedOptimizer):
                 once before the switch and twice after it.
 
         Raises:
-            RuntimeError: For sparse gradients, or inside ``perturbed()``.
+            RuntimeError: For sparse gradients, inside ``perturbed()``, or for a closure under a gradient scaler, which
+                unscales before the closure makes the gradients: use :meth:`perturbed` there.
         """
         if self._is_perturbed:
             raise RuntimeError("step() inside perturbed() would update w + ε; leave the `with` block first.")
         loss = None
         self._share_with_base()
         if closure is not None:
+            refuse_closure()
             with torch.enable_grad():
                 loss = closure()
             if self.perturbing:
@@ -262,21 +276,22 @@ class RTSPUGD(TimedOptimizer):
             self.base_optimizer.step()
             return loss
         if not grads:
-            self._has_second_gradient = False
+            self._coming_norms = self._sum_norm = None
             return loss
         self._warn_if_progress_is_unknown()
-        if not self._has_second_gradient:
+        norm = global_norm(grads)
+        evaluations = 1 if self._sum_norm is None else 2
+        if self._sum_norm is None or self._coming_norms is None:
             self._alphas = self._alphas_now()
-            self._gradient_norm = global_norm(grads)
-            self._epsilon_norm = 0.0
+            self._norms, self._rescaled = (norm, 0.0), (1.0, 1.0)
+        else:
+            self._norms, self._rescaled = self._coming_norms, (self._sum_norm, norm)
         if self.phase == "pugd":
-            self._step_after_switch(params, grads)
-            norm = None
+            self._step_after_switch(params, grads, norm)
         else:
             self.base_optimizer.step()
-            norm = self._gradient_norm if isinstance(self._gradient_norm, Tensor) else None
-        self._finish_step(1 + self._has_second_gradient, norm)
-        self._has_second_gradient = False
+        self._finish_step(evaluations, norm if self.phase == "sgd" else None)
+        self._coming_norms = self._sum_norm = None
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -290,7 +305,7 @@ class RTSPUGD(TimedOptimizer):
                 "zero_grad() inside perturbed() would drop α_s·g, the first pass's share; call it after step()."
             )
         super().zero_grad(set_to_none)
-        self._has_second_gradient = False
+        self._coming_norms = self._sum_norm = None
 
     def _second_pass(self, closure: Callable[[], Any]) -> None:
         """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
@@ -313,9 +328,9 @@ class RTSPUGD(TimedOptimizer):
                     if param.grad is None:
                         param.grad = grad
 
-    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor]) -> None:
+    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
         """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
-        if self.perturbing and not self._has_second_gradient and any(group["lr"] for group in self.param_groups):
+        if self.perturbing and self._sum_norm is None and any(group["lr"] for group in self.param_groups):
             self._warn_once(
                 "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
                 "pass inside `with optimizer.perturbed():`, or pass a closure."
@@ -326,8 +341,7 @@ class RTSPUGD(TimedOptimizer):
         units = self._buffers_like(params)
         if any(grad.dtype != param.dtype for param, grad in zip(params, grads, strict=True)):
             units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
-        _, unusable = unit_gradients(grads, units)
-        self._unusable = unusable + self._unusable
+        self._unusable = unit_gradients(grads, units, norm) + self._unusable
         try:
             for param, unit in zip(params, units, strict=True):
                 param.grad = unit
@@ -335,13 +349,6 @@ class RTSPUGD(TimedOptimizer):
         finally:
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
-
-    @staticmethod
-    def _scale_(grads: list[Tensor], alpha_s: float) -> None:
-        if alpha_s == 0 and grads:
-            torch._foreach_zero_(grads)
-        elif alpha_s != 1 and grads:
-            torch._foreach_mul_(grads, alpha_s)
 
     def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
@@ -390,11 +397,3 @@ class RTSPUGD(TimedOptimizer):
                 "total_steps is unknown, so the schedules stand at their first value; pass total_steps=..., or set "
                 "optimizer.total_steps."
             )
-
-
-def _named_schedule(name: str, strategy: str, beta_min: float, beta_max: float) -> AlphaSchedule:
-    try:
-        return AlphaSchedule(strategy, beta_min, beta_max)
-    except ValueError as error:
-        message = str(error).replace("beta_", f"{name}_beta_").replace("strategy=", f"{name}=")
-        raise ValueError(message) from error

@@ -124,7 +124,13 @@ def perturb_(
     return epsilon_norm
 
 
-def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> tuple[Tensor, Tensor]:
+def scale_(grads: list[Tensor], factor: float) -> None:
+    """Multiply the gradients in place; a factor of 0 makes NaN of infinity, so that it hides no overflow."""
+    if factor != 1 and grads:
+        torch._foreach_mul_(grads, factor)
+
+
+def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> Tensor:
     """Write every gradient, divided by the global norm, into its buffer.
 
     Where the norm is zero, infinite or NaN the buffers are zero, so that no such gradient reaches the weights.
@@ -133,23 +139,25 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> tuple[Tensor, 
     Args:
         grads: The gradients.
         buffers: A tensor of each parameter's shape, strides and type; gradients may differ in the latter two.
+        norm: The gradients' global norm, a scalar tensor.
 
     Returns:
-        The norm, and whether it is unusable, as scalar tensors.
+        Whether the norm is unusable, as a scalar tensor.
     """
-    norm = global_norm(grads)
-    unusable = ~((norm > 0) & (norm < torch.inf))  # NaN is neither
+    limits = torch.finfo(norm.dtype)
+    # zero and infinity lie outside the limits, and NaN differs from itself
+    unusable = norm.clamp(limits.smallest_normal * limits.eps, limits.max) != norm
     grads, buffers = _local_shards(grads), _local_shards(buffers)
     # the fused kernel below walks through memory, so a gradient must lie there as its buffer does
     grads = [
         grad if grad.stride() == buffer.stride() and grad.dtype == buffer.dtype else buffer.clone().copy_(grad)
         for grad, buffer in zip(grads, buffers, strict=True)
     ]
-    torch._foreach_div_(grads, torch.where(unusable, 1.0, norm))
+    torch._foreach_div_(grads, norm.masked_fill(unusable, 1.0))
     if any(buffer.device.type not in _FUSED_DEVICES for buffer in buffers):
         for grad, buffer in zip(grads, buffers, strict=True):
             buffer.copy_(torch.where(unusable, torch.zeros_like(grad), grad))
-        return norm, unusable
+        return unusable
     torch._foreach_zero_(buffers)
     # buffer ← buffer + grad, or nothing where the norm is unusable. Multiplying by zero would keep a NaN; the overflow
     # guard of the fused kernel is the one multi-tensor operation that decides on the device.
@@ -166,7 +174,7 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor]) -> tuple[Tensor, 
         nesterov=False,
         maximize=False,
     )
-    return norm, unusable
+    return unusable
 
 
 def _local_shards(tensors: list[Tensor]) -> list[Tensor]:

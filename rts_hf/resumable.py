@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.flow import SaveAfterEvaluation
 from rts_hf.resuming import STATE_KEY, check_same_run, mark_complete, own_state, read_state, unmark
+from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.settings import settings_of
 from rts_hf.sums import DeviceSums
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(SafeSavingTrainer):
     """A :class:`transformers.Trainer` that keeps in its checkpoints what transformers leaves out of them.
 
     That is: the losses since the last log entry and before it, a subclass's own sums and counters, the time spent, and

@@ -116,6 +116,20 @@ class AlphaSchedule:
         return float(STRATEGIES[self.strategy].alpha(progress, self.beta_min, self.beta_max))
 
 
+def check_schedule(name: str, strategy: str, beta_min: float, beta_max: float) -> None:
+    """Raise the ValueError of :class:`AlphaSchedule` in the words of one of two schedules' settings, ``name``'s.
+
+    >>> check_schedule("radius", "constant", 2.0, 1.0)
+    Traceback (most recent call last):
+    ValueError: radius_beta_min=2.0 is greater than radius_beta_max=1.0; swap them, or lower radius_beta_min.
+    """
+    try:
+        AlphaSchedule(strategy, beta_min, beta_max)
+    except ValueError as error:
+        message = str(error).replace("beta_", f"{name}_beta_").replace("strategy=", f"{name}=")
+        raise ValueError(message) from error
+
+
 def progress_at(step: int, total_steps: int | None) -> float:
     """Return the share of the run done after ``step`` optimizer steps: ``step / (total_steps − 1)``, at most 1.
 

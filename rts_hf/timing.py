@@ -40,6 +40,7 @@ class TimedOptimizer(Optimizer):
         self.base_optimizer = base_optimizer
         self.switch = switch
         entries = _numbers(
+            switch.window,
             **settings,
             rts_total_steps=total_steps or 0,  # 0: unknown
             rts_step=0,
@@ -164,7 +165,7 @@ class TimedOptimizer(Optimizer):
         return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
 
     def _set(self, **entries: Any) -> None:
-        numbers = _numbers(**entries)
+        numbers = _numbers(self.switch.window, **entries)
         for group in self.param_groups:
             group.update(numbers)
 
@@ -248,17 +249,20 @@ def _own(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key.startswith("rts_")}
 
 
-def _numbers(**entries: Any) -> dict[str, Any]:
-    """Return the entries with every list spread over numbered ones.
+def _numbers(slots: int, **entries: Any) -> dict[str, Any]:
+    """Return the entries with every list spread over numbered ones, ``slots`` of them at least.
 
-    >>> _numbers(rts_step=3, rts_norms=[0.5, 0.25])
-    {'rts_step': 3, 'rts_norms_length': 2, 'rts_norms_0': 0.5, 'rts_norms_1': 0.25}
+    A sharded load (torch.distributed.checkpoint) reads only the entries that the optimizer it loads into already has.
+
+    >>> _numbers(3, rts_step=3, rts_norms=[0.5, 0.25])
+    {'rts_step': 3, 'rts_norms_length': 2, 'rts_norms_0': 0.5, 'rts_norms_1': 0.25, 'rts_norms_2': 0.0}
     """
     spread: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, list):
             spread[f"{key}_length"] = len(value)
-            spread.update({f"{key}_{position}": item for position, item in enumerate(value)})
+            padded = [*value, *[0.0] * (slots - len(value))]
+            spread.update({f"{key}_{position}": item for position, item in enumerate(padded)})
         else:
             spread[key] = value
     return spread
@@ -274,7 +278,7 @@ def _lists(group: dict[str, Any], prefix: str) -> dict[str, Any]:
     for name in [key.removesuffix("_length") for key in found if key.endswith("_length")]:
         numbered = [f"{name}_{position}" for position in range(found.pop(f"{name}_length"))]
         values = [found[key] for key in numbered]
-        # a list that was longer has left entries behind
+        # beyond the list's length, entries are padding or what a longer list has left behind
         found = {key: value for key, value in found.items() if not re.fullmatch(rf"{name}_\d+", key)}
         found[name] = values
     return found

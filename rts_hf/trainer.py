@@ -16,10 +16,12 @@ from torch.nn.functional import cross_entropy
 from transformers import TimmWrapperForImageClassification
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from rts_hf.compiling import refusals_explained
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.faults import FaultCounter
 from rts_hf.metrics import classification_metrics, mean_cross_entropy
 from rts_hf.optimizer import RTSPUGD
+from rts_hf.parallelism import check_accelerator, name_blocks
 from rts_hf.resumable import ResumableTrainer
 from rts_hf.second_pass import BufferSnapshot, RandomState, keep_buffers
 from rts_hf.sums import DeviceSums
@@ -58,14 +60,10 @@ class RTSTrainer(ResumableTrainer):
                 f"args is a {type(self.args).__name__}, but RTSTrainer needs an RTSTrainingArguments; it takes the "
                 "same arguments and more."
             )
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        if self.args.is_two_pass and (
-            getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False)
-        ):
-            raise ValueError(
-                "context and sequence parallelism shard a batch in place, so a second pass cannot repeat it; use "
-                "DistributedDataParallel or FSDP2."
-            )
+        if self.args.is_two_pass:
+            check_accelerator(self.accelerator, self.args)
+        if self.is_fsdp_enabled:
+            name_blocks(self.model)
         if self.args.switch == "generalization_gap" and isinstance(self.eval_dataset, dict):
             raise ValueError(
                 f"eval_dataset holds {len(self.eval_dataset)} data sets, but switch='generalization_gap' compares with "
@@ -86,7 +84,6 @@ class RTSTrainer(ResumableTrainer):
         self._in_second_pass = False
         self._window_loss: Tensor | float = 0.0
         self._sharpness: Tensor | float | None = None
-        self._loss_scale: Tensor | float = 1.0
         self._since_log = DeviceSums("correct", "seen", "sharpness", "perturbed_updates", "nonfinite_losses")
         self._since_evaluation = DeviceSums("loss", "updates", "correct", "seen")
         self._device_sums = {"since_log": self._since_log, "since_evaluation": self._since_evaluation}
@@ -134,7 +131,8 @@ class RTSTrainer(ResumableTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as :meth:`transformers.Trainer.train` does, and warn where the switch never fired."""
         self.faults = FaultCounter(self.args.max_skipped_updates)
-        output = super().train(*args, **kwargs)
+        with refusals_explained(self.args.torch_compile_backend if self.args.torch_compile else None):
+            output = super().train(*args, **kwargs)
         if self.two_pass_optimizer is not None and self.switched_at() is None:
             warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
         return output
@@ -151,7 +149,8 @@ class RTSTrainer(ResumableTrainer):
         """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
         rts = self.two_pass_optimizer
         step = None if rts is None else rts.switch_step
-        return step if step is not None and step < self.state.global_step else None
+        # the optimizer's own count: a step that a gradient scaler skipped is an update of the Trainer's all the same
+        return step if rts is not None and step is not None and step < rts.stats()["step"] else None
 
     def remarks(self) -> list[str]:
         """Return what a reader of the finished run must know."""
@@ -206,7 +205,6 @@ class RTSTrainer(ResumableTrainer):
         self._window = []
         self._window_loss = 0.0
         self._sharpness = None
-        self._loss_scale = 1.0
         model: Any = self.model
         self._buffers = BufferSnapshot(model)
         self._window_perturbs = rts is not None and rts.perturbing
@@ -242,8 +240,6 @@ class RTSTrainer(ResumableTrainer):
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         window, self._window = self._window, []
         second_loss: Tensor | float = 0.0
-        if self.accelerator.scaler is not None:
-            self._loss_scale = self.accelerator.scaler.scale(torch.ones((), device=self.args.device))
         buffers = keep_buffers(model) if self.args.batchnorm_first_pass_only else contextlib.nullcontext()
         gradient_state = self.accelerator.gradient_state
         self._in_second_pass = True
@@ -336,7 +332,6 @@ class RTSTrainer(ResumableTrainer):
         figures["phase"] = 0 if rts.last_phase == "sgd" else 1
         for name in ("alpha_r", "alpha_s", "gradient_norm", "epsilon_norm"):
             figures[name] = stats[name]
-        figures["gradient_norm"] /= float(self._loss_scale)  # the second pass comes before the scaler unscales
         if sums["perturbed_updates"]:
             figures["sharpness"] = sums["sharpness"] / sums["perturbed_updates"]
         return figures
