@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from rts_hf.config import RTSTrainingArguments
+from rts_hf.draws import SeededDraws
 from rts_hf.flow import SaveAfterEvaluation
 from rts_hf.resuming import STATE_KEY, check_same_run, mark_complete, own_state, read_state, unmark
 from rts_hf.settings import settings_of
@@ -42,6 +47,7 @@ class ResumableTrainer(Trainer):
         self._started = time.monotonic()
         self._device_sums: dict[str, DeviceSums] = {}
         self._resumed_loss: dict[str, Any] | None = None
+        self._draws: SeededDraws | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,6 +67,19 @@ class ResumableTrainer(Trainer):
         if "train_loss" in logs and "train_runtime" in logs and self.state.global_step:
             logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         super().log(logs, *args, **kwargs)
+
+    # ---- Data ----
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        is_map_style = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+        if kwargs.get("is_training") and is_map_style:
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=kwargs["description"])
+            if kwargs.get("sampler_fn") is not None:  # which may look at what kind of data set it is
+                kwargs["sampler_fn"] = partial(_sampler_of, kwargs["sampler_fn"], dataset)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            dataset = self._draws = SeededDraws(dataset, seed)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     # ---- What a subclass keeps besides its sums ----
 
@@ -135,11 +154,25 @@ class ResumableTrainer(Trainer):
         self.resumed_at = [*kept.get("resumed_at", []), self.state.global_step]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._resumed_loss is not None:  # the Trainer has set these to zero just before
+        if self._draws is not None:
+            self._draws.begin_epoch(kwargs["epoch"])
+        self._take_resumed_loss()
+        super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._take_resumed_loss()  # where the checkpoint was the run's last, and no epoch was left
+        return super()._finalize_training(*args, **kwargs)
+
+    def _take_resumed_loss(self) -> None:
+        """Go on with the checkpoint's sums of losses, which the Trainer has set to zero."""
+        if self._resumed_loss is not None:
             unlogged = self._resumed_loss["unlogged"]
             is_mine = len(unlogged) == self.args.world_size
             self._tr_loss += unlogged[self.args.process_index] if is_mine else sum(unlogged) / len(unlogged)
             self._total_loss_scalar = self._resumed_loss["total"]
             self._globalstep_last_logged = self._resumed_loss["last_logged"]
             self._resumed_loss = None
-        super()._run_epoch(*args, **kwargs)
+
+
+def _sampler_of(make: Callable[[Any], Any], dataset: Any, wrapped: Any) -> Any:
+    return make(dataset)
