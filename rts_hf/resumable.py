@@ -12,12 +12,11 @@ import datasets
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.draws import SeededDraws
 from rts_hf.flow import SaveAfterEvaluation
-from rts_hf.resuming import STATE_KEY, check_same_run, mark_complete, own_state, read_state, unmark
+from rts_hf.resuming import STATE_KEY, check_same_run, clear, mark_complete, own_state, read_state, rotate
 from rts_hf.settings import settings_of
 from rts_hf.sums import DeviceSums
 
@@ -98,21 +97,22 @@ class ResumableTrainer(Trainer):
         folder = Path(self._get_output_dir(trial=kwargs.get("trial"))) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         if self.args.should_save:
-            unmark(folder)
+            clear(folder)
+        self.accelerator.wait_for_everyone()  # before that no process may write its part
         try:
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # now each process has written its part
+            if self.args.should_save:
+                mark_complete(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
-                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room, and go on "
-                "with resume_from_checkpoint='last'."
+                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the disk "
+                "is full, and go on with resume_from_checkpoint='last'."
             ) from error
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # now each process has written its part
         if self.args.should_save:
-            mark_complete(folder)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+            rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _describe_state(self) -> dict[str, Any]:
         return {
