@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import statistics
 import unicodedata
@@ -51,7 +52,9 @@ def write_card(run_dir: str | Path) -> Path:
         ValueError: If one is not JSON, or ``run.json`` has a format this version does not know.
     """
     path = Path(run_dir) / "README.md"
-    path.write_text(render_card(run_dir), encoding="utf-8", newline="\n")
+    draft = path.with_suffix(".md.tmp")  # so that a card that is there is whole
+    draft.write_text(render_card(run_dir), encoding="utf-8", newline="\n")
+    os.replace(draft, path)
     return path
 
 

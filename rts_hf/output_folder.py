@@ -20,6 +20,7 @@ TRAINERS_DEFAULT = "trainer_output"  # what transformers fills in where output_d
 # What a run writes: found in a folder, they tell that it is taken; nothing else is ever deleted.
 _OWN_FILES = (RECORD_NAME, STATE_NAME, "model.safetensors", "config.json", "README.md", "training_args.bin")
 _PICTURES = re.compile(r"(history|schedules|sharpness)\.(png|svg)")
+_DRAFTS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # safetensors' names for a file that is being written
 
 
 def choose_folder(training_args: RTSTrainingArguments, name: str) -> None:
@@ -78,6 +79,13 @@ def clear_folder(training_args: RTSTrainingArguments) -> None:
             _delete_files(path, lambda file: file.name.startswith("events.out.tfevents"))
         else:
             shutil.rmtree(path)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what a kill left of weights that were being written to the run folder."""
+    for path in folder.iterdir():
+        if path.is_file() and _DRAFTS.fullmatch(path.name):
+            path.unlink()
 
 
 def _numbered(name: str) -> Any:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 from safetensors import SafetensorError
-from transformers.trainer_utils import rotate_checkpoints
+from torch.utils.data import DataLoader, IterableDataset
 
 from rts_hf.config import RTSTrainingArguments
+from rts_hf.draws import SeededDraws
 from rts_hf.flow import SaveAfterEvaluation
-from rts_hf.resuming import STATE_KEY, check_same_run, mark_complete, own_state, read_state, unmark
+from rts_hf.resuming import STATE_KEY, check_same_run, clear, mark_complete, own_state, read_state, rotate
 from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.settings import settings_of
 from rts_hf.sums import DeviceSums
@@ -42,6 +46,7 @@ class ResumableTrainer(SafeSavingTrainer):
         self._started = time.monotonic()
         self._device_sums: dict[str, DeviceSums] = {}
         self._resumed_loss: dict[str, Any] | None = None
+        self._draws: SeededDraws | None = None
 
     @property
     def seconds(self) -> float:
@@ -62,6 +67,19 @@ class ResumableTrainer(SafeSavingTrainer):
             logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         super().log(logs, *args, **kwargs)
 
+    # ---- Data ----
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        is_map_style = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
+        if kwargs.get("is_training") and is_map_style:
+            if isinstance(dataset, datasets.Dataset):
+                dataset = self._remove_unused_columns(dataset, description=kwargs["description"])
+            if kwargs.get("sampler_fn") is not None:  # which may look at what kind of data set it is
+                kwargs["sampler_fn"] = partial(_sampler_of, kwargs["sampler_fn"], dataset)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            dataset = self._draws = SeededDraws(dataset, seed)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
     # ---- What a subclass keeps besides its sums ----
 
     def _counters(self) -> dict[str, Any]:
@@ -79,21 +97,22 @@ class ResumableTrainer(SafeSavingTrainer):
         folder = Path(self._get_output_dir(trial=kwargs.get("trial"))) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         if self.args.should_save:
-            unmark(folder)
+            clear(folder)
+        self.accelerator.wait_for_everyone()  # before that no process may write its part
         try:
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # now each process has written its part
+            if self.args.should_save:
+                mark_complete(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
-                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room, and go on "
-                "with resume_from_checkpoint='last'."
+                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the disk "
+                "is full, and go on with resume_from_checkpoint='last'."
             ) from error
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # now each process has written its part
         if self.args.should_save:
-            mark_complete(folder)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)
+            rotate(folder.parent, limit, self.state.best_model_checkpoint)
 
     def _describe_state(self) -> dict[str, Any]:
         return {
@@ -135,11 +154,25 @@ class ResumableTrainer(SafeSavingTrainer):
         self.resumed_at = [*kept.get("resumed_at", []), self.state.global_step]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self._resumed_loss is not None:  # the Trainer has set these to zero just before
+        if self._draws is not None:
+            self._draws.begin_epoch(kwargs["epoch"])
+        self._take_resumed_loss()
+        super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._take_resumed_loss()  # where the checkpoint was the run's last, and no epoch was left
+        return super()._finalize_training(*args, **kwargs)
+
+    def _take_resumed_loss(self) -> None:
+        """Go on with the checkpoint's sums of losses, which the Trainer has set to zero."""
+        if self._resumed_loss is not None:
             unlogged = self._resumed_loss["unlogged"]
             is_mine = len(unlogged) == self.args.world_size
             self._tr_loss += unlogged[self.args.process_index] if is_mine else sum(unlogged) / len(unlogged)
             self._total_loss_scalar = self._resumed_loss["total"]
             self._globalstep_last_logged = self._resumed_loss["last_logged"]
             self._resumed_loss = None
-        super()._run_epoch(*args, **kwargs)
+
+
+def _sampler_of(make: Callable[[Any], Any], dataset: Any, wrapped: Any) -> Any:
+    return make(dataset)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from rts_hf.config import RTS_FIELDS, TWO_PASS_OPTIMIZERS, RTSTrainingArguments
 
@@ -49,9 +51,13 @@ def mark_complete(checkpoint: str | Path) -> None:
     os.replace(draft, folder / MARKER_NAME)
 
 
-def unmark(checkpoint: str | Path) -> None:
-    """Take the marker away before a checkpoint is written over."""
+def clear(checkpoint: str | Path) -> None:
+    """Delete what an earlier command left of a checkpoint that is about to be written; the marker goes first.
+
+    A kill leaves drafts of files under names of their own, which nothing would overwrite.
+    """
     (Path(checkpoint) / MARKER_NAME).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def what_is_missing(checkpoint: str | Path) -> str | None:
@@ -108,6 +114,21 @@ def last_checkpoint(run_dir: str | Path) -> str:
         f"resume_from_checkpoint='last', but output_dir={str(folder)!r} holds no "
         + (f"whole checkpoint ({reasons}); start the run again with --overwrite." if broken else "checkpoint.")
     )
+
+
+def rotate(run_dir: str | Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints until at most ``limit`` whole ones are left; the best and the newest always stay.
+
+    Those that are not whole go first: one that a kill cut off, newer than the one that was resumed, must not take the
+    place of one that can be resumed.
+    """
+    if limit is None or limit <= 0:
+        return
+    for checkpoint in sort_checkpoints(str(run_dir)):
+        is_own = re.fullmatch(r"checkpoint-\d+", Path(checkpoint).name)  # the sorting takes checkpoint-5-mine as well
+        if is_own and what_is_missing(checkpoint) is not None:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    rotate_checkpoints(str(run_dir), save_total_limit=limit, best_model_checkpoint=best)
 
 
 def read_state(checkpoint: str | Path) -> dict[str, Any]:

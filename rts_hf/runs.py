@@ -22,7 +22,7 @@ from rts_hf.figures import draw_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
 from rts_hf.models import build_model, plain_name, pretrained_data_config
-from rts_hf.output_folder import choose_folder, clear_folder, prepare_folder
+from rts_hf.output_folder import choose_folder, clear_folder, prepare_folder, remove_drafts
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import RECORD_NAME, read_record, write_record
@@ -146,6 +146,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
 
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
     metrics = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+    if trainer.is_world_process_zero():
+        remove_drafts(folder)
     trainer.save_model()
     trainer.save_state()
     complete = record("complete", metrics)
@@ -219,6 +221,10 @@ def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[
             "stays as it is. To train it for longer, give --num_train_epochs and --override_schedule.",
             flush=True,
         )
+        card = folder / "README.md"  # written last; without it the run was cut off while pictures and card were made
+        if not card.is_file() or card.stat().st_mtime < (folder / RECORD_NAME).stat().st_mtime:
+            draw_run_figures(folder)
+            write_card(folder)
     return record
 
 

@@ -40,7 +40,8 @@ LAYOUT: dict[str, set[str]] = {
     "faults": set(),
     "flow": set(),
     "resuming": {"config"},
-    "resumable": {"config", "flow", "resuming", "safe_saving", "settings", "sums"},
+    "draws": set(),
+    "resumable": {"config", "draws", "flow", "resuming", "safe_saving", "settings", "sums"},
     "trainer": {
         "compiling", "config", "faults", "metrics", "optimizer", "parallelism", "resumable", "second_pass", "sums",
         "unwrapping",

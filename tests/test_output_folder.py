@@ -7,7 +7,7 @@ import pytest
 from test_resuming import make
 
 from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments, train
-from rts_hf.output_folder import choose_folder, clear_folder, free_folder, prepare_folder
+from rts_hf.output_folder import choose_folder, clear_folder, free_folder, prepare_folder, remove_drafts
 
 
 def arguments(folder: Path | None, **settings: Any) -> RTSTrainingArguments:
@@ -126,3 +126,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path:
         prepare_folder(arguments(tmp_path / "file" / "run"))
     assert prepare_folder(arguments(tmp_path / "a" / "b")) is None
     assert not (tmp_path / "a").exists()
+
+
+def test_drafts_of_weights_go_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".tmpAb12Cd", ".tmp", ".tmpAb12Cd.txt", "x.tmpAb12Cd"):
+        (tmp_path / name).write_text("")
+    (tmp_path / ".tmpFolder").mkdir()
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp", ".tmpAb12Cd.txt", ".tmpFolder", "x.tmpAb12Cd"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rts_hf.resuming import MARKER_NAME, check_same_run, last_checkpoint, mark_complete, what_is_missing
+from rts_hf.resuming import MARKER_NAME, check_same_run, last_checkpoint, mark_complete, rotate, what_is_missing
 
 OWN: dict[str, Any] = {
     "model": {"model": "resnet18", "pretrained": False},
@@ -72,6 +72,18 @@ def test_none_is_left(tmp_path: Path) -> None:
     make(tmp_path, 5, marked=False)
     with pytest.raises(ValueError, match=r"no whole checkpoint \(checkpoint-5: .*--overwrite"):
         last_checkpoint(tmp_path)
+
+
+def test_checkpoints_that_are_not_whole_go_before_older_whole_ones(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    make(tmp_path, 7, marked=False)
+    make(tmp_path, 8).joinpath("optimizer.pt").unlink()
+    make(tmp_path, 9, marked=False).rename(tmp_path / "checkpoint-9-mine")
+    rotate(tmp_path, None, None)
+    assert len(list(tmp_path.iterdir())) == 6
+    rotate(tmp_path, 3, str(tmp_path / "checkpoint-2"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-9-mine"]
 
 
 @pytest.mark.parametrize(
