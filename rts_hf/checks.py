@@ -25,6 +25,18 @@ _RANGES: dict[str, tuple[float, bool, float]] = {
     "dataloader_num_workers": (0, True, math.inf),
     "seed": (0, True, 2**32 - 1),
 }
+_WHOLE = frozenset(
+    {
+        "gradient_accumulation_steps",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "early_stopping_patience",
+        "max_skipped_updates",
+        "save_total_limit",
+        "dataloader_num_workers",
+        "seed",
+    }
+)
 # Arguments of TrainingArguments that do nothing here, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "the training command always trains",
@@ -39,11 +51,15 @@ def check_ranges(args: Any) -> None:
         value = getattr(args, name)
         if value is None:
             continue
+        if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else (int, float)):
+            raise ValueError(f"{name}={value!r} must be a {'whole ' if name in _WHOLE else ''}number.")
         is_high_enough = value >= low if includes_low else value > low
         if not is_high_enough or value > high or not math.isfinite(value):
             bound = f"at least {low}" if includes_low else f"greater than {low}"
             limit = "" if math.isinf(high) else f" and at most {high}"
             raise ValueError(f"{name}={value!r} must be {bound}{limit}.")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(f"max_steps={args.max_steps!r} must be at least 1, or -1 to go by num_train_epochs.")
     for kind in ("eval", "save", "logging"):
         every = getattr(args, f"{kind}_steps")
         if str(getattr(getattr(args, f"{kind}_strategy"), "value", "")) == "steps" and not (every and every > 0):
@@ -78,10 +94,15 @@ def check_scheduler(args: Any) -> None:
 
 
 def check_best_model(args: Any) -> None:
-    """Raise ValueError where the best weights are to be kept of a run that does not evaluate or save alike."""
+    """Raise ValueError where the best weights, or the lack of better ones, would not be measured."""
+    evaluates, saves = (str(getattr(value, "value", value)) for value in (args.eval_strategy, args.save_strategy))
+    if args.early_stopping_patience is not None and (evaluates == "no" or args.metric_for_best_model is None):
+        raise ValueError(
+            f"early_stopping_patience={args.early_stopping_patience!r} waits for better evaluations, but eval_strategy="
+            f"{evaluates!r} and metric_for_best_model={args.metric_for_best_model!r}; set both, or leave it out."
+        )
     if not args.load_best_model_at_end:
         return
-    evaluates, saves = (str(getattr(value, "value", value)) for value in (args.eval_strategy, args.save_strategy))
     if evaluates == "no":
         raise ValueError(
             "eval_strategy='no' leaves nothing to tell the best weights by; add load_best_model_at_end=False "

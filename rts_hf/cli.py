@@ -99,7 +99,35 @@ def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
         raise ValueError(f"settings file {str(path)!r} must hold names and values, as in 'opt: rts_pugd'.")
     known = {action.dest for action in parser._actions}
     _refuse_unknown(parser, [f"--{name}" for name in settings if name not in known], f"setting in {path}")
-    parser.set_defaults(**settings)
+    actions = {action.dest: action for action in parser._actions}
+    parser.set_defaults(**{name: _checked(actions[name], value, path) for name, value in settings.items()})
+
+
+def _checked(action: argparse.Action, value: Any, path: Path) -> Any:
+    """Return a file's value as the command line would have read it."""
+    if value is None:
+        return value
+    if isinstance(value, dict):
+        if not action.dest.endswith(("args", "kwargs", "config")):
+            raise ValueError(f"setting {action.dest}={value!r} in {path} must be a single value.")
+        return value
+    if isinstance(value, list):
+        if action.nargs not in ("+", "*") and action.dest != "report_to":
+            raise ValueError(f"setting {action.dest}={value!r} in {path} must be a single value, not a list.")
+        return value
+    word = str(value).lower() if isinstance(value, bool) else str(value)
+    is_switch = isinstance(action.default, bool)
+    try:
+        if isinstance(value, bool) and not is_switch and action.type in (int, float):
+            raise ValueError("a number is needed")
+        read = action.type(word) if callable(action.type) else word
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"setting {action.dest}={value!r} in {path} cannot be read: {error}.") from error
+    if action.choices is not None and read not in action.choices:
+        raise ValueError(
+            f"setting {action.dest}={value!r} in {path} must be one of {', '.join(map(str, action.choices))}."
+        )
+    return [read] if action.nargs in ("+", "*") else read
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str], kind: str) -> None:

@@ -18,6 +18,7 @@ from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.switching import SWITCHES
 
+DEFAULT_MODEL = "resnet_micro_small"
 # The training command's names for optimizers whose names timm cannot look up as they are, or reads otherwise.
 OPTIMIZER_NAMES = {"pugd": "plainpugd"}
 TWO_PASS_OPTIMIZERS = ("rts_pugd", "pugd", "plainpugd", "sam", "asam")
@@ -45,7 +46,10 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model: str = field(default="resnet_micro_small", metadata={"help": "Any timm classification backbone."})
+    model: str = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": f"Any timm classification backbone. Default: {DEFAULT_MODEL}, or the checkpoint's own."},
+    )
     pretrained: bool = field(default=False, metadata={"help": "Start from timm's weights on the Hub."})
     checkpoint: str | None = field(
         default=None, metadata={"help": "Start from a safetensors file or a run folder; a head of another size is new."}
@@ -63,6 +67,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         self.model_args = _json_object("model_args", self.model_args)
+        if self.model is None and self.checkpoint is None:
+            self.model = DEFAULT_MODEL
         if self.pretrained and self.checkpoint is not None:
             raise ValueError(
                 f"pretrained=True and checkpoint={self.checkpoint!r} both name the starting weights; leave one out."

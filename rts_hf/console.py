@@ -14,6 +14,12 @@ from transformers.utils import logging as transformers_logging
 from rts_hf.unwrapping import unwrap_optimizer
 
 _HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
+_FAULTS = {
+    "nonfinite_gradient": "Skipped updates",
+    "nonfinite_loss": "NaN or infinite loss",
+    "zero_gradient": "Zero gradient",
+    "out_of_memory": "Out of memory",
+}
 
 
 class ConsoleCallback(TrainerCallback):
@@ -56,7 +62,7 @@ class ConsoleCallback(TrainerCallback):
         if self._rows % 20 == 0:
             self._bar.write(_HEADER)
         self._rows += 1
-        self._bar.write(f"{state.epoch or 0:7.1f}" + " ".join(("", *cells)))
+        self._bar.write(f"{state.epoch or 0:7.2f}" + " ".join(("", *cells)))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -98,9 +104,9 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         f"{_count(record['epochs'], 'epoch')}",
         f"{'Seconds':22}{record['seconds']:.0f}",
         *(
-            f"{kind.replace('_', ' ').capitalize().replace('Nonfinite', 'NaN or infinite'):22}{_count(count, 'time')}"
-            for kind, count in (record.get("faults") or {}).items()
-            if count
+            f"{label:22}{_count(record['faults'][kind], 'time')}"
+            for kind, label in _FAULTS.items()
+            if (record.get("faults") or {}).get(kind)
         ),
         *(f"{'Note':22}{remark}" for remark in record["warnings"] if not remark.startswith("The switch ")),
         f"{'Run folder':22}{folder}",

@@ -44,6 +44,7 @@ def describe_run(
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     config = model.config
     optimizer = describe_optimizer(trainer)
+    changes = [f"Resumed with other settings at {change}." for change in trainer.changes]
     best = None
     if state.best_metric is not None and args.load_best_model_at_end:
         best = {"metric": args.metric_for_best_model, "value": state.best_metric, "step": state.best_global_step}
@@ -95,7 +96,7 @@ def describe_run(
             "faults": trainer.faults.counts,
             "metrics": {**dict.fromkeys(("train", "validation", "test")), **metrics},
             "best": best,
-            "warnings": trainer.remarks(),
+            "warnings": [*trainer.remarks(), *changes] if status == "complete" else changes,
         }
     )
 
@@ -140,8 +141,11 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
 def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> str:
     """Return the command that runs this again: what, on what, with what, every other argument that is not at its
     default, and no token."""
-    processes = [] if args.world_size == 1 else ["--num_processes", str(args.world_size)]
-    words = ["accelerate", "launch", *processes, "scripts/train.py"]
+    words = ["accelerate", "launch", "scripts/train.py"]
+    if args.world_size > 1 and args.device.type == "cpu":  # accelerate launch starts one process on a CPU
+        words = ["torchrun", "--nproc_per_node", str(args.world_size), "scripts/train.py"]
+    elif args.world_size > 1:
+        words[2:2] = ["--num_processes", str(args.world_size)]
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}
     changed = [settings_of(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
     for name, value in {**always, **changed[0], **changed[1], **changed[2]}.items():

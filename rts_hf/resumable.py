@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import EarlyStoppingCallback
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.draws import SeededDraws
@@ -19,6 +20,8 @@ from rts_hf.resuming import STATE_KEY, check_same_run, clear, mark_complete, own
 from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.settings import settings_of
 from rts_hf.sums import DeviceSums
+
+_PATIENCE = "early_stopping_patience_counter"
 
 
 class ResumableTrainer(SafeSavingTrainer):
@@ -31,6 +34,7 @@ class ResumableTrainer(SafeSavingTrainer):
     Attributes:
         run_arguments: Arguments of the model and the data by name, kept in checkpoints and compared on resume.
         resumed_at: Updates done when the run was resumed, each time.
+        changes: What was changed then, as texts that begin with the update.
         preparation_seconds: What this command spent before training, to be counted too.
     """
 
@@ -41,6 +45,7 @@ class ResumableTrainer(SafeSavingTrainer):
         self.add_callback(SaveAfterEvaluation())
         self.run_arguments: dict[str, dict[str, Any]] = {}
         self.resumed_at: list[int] = []
+        self.changes: list[str] = []
         self.preparation_seconds = 0.0
         self._seconds_before = 0.0
         self._started = time.monotonic()
@@ -58,6 +63,7 @@ class ResumableTrainer(SafeSavingTrainer):
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self.resumed_at = []
+        self.changes = []
         output = super().train(*args, **kwargs)
         return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
 
@@ -106,8 +112,8 @@ class ResumableTrainer(SafeSavingTrainer):
                 mark_complete(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
-                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the disk "
-                "is full, and go on with resume_from_checkpoint='last'."
+                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the "
+                "disk is full, and go on with resume_from_checkpoint='last'."
             ) from error
         finally:
             self.args.save_total_limit = limit
@@ -116,7 +122,7 @@ class ResumableTrainer(SafeSavingTrainer):
 
     def _describe_state(self) -> dict[str, Any]:
         return {
-            "arguments": {**self.run_arguments, "training": settings_of(self.args)},
+            "arguments": self._all_arguments(),
             "sums": {name: sums.by_process(self.accelerator) for name, sums in self._device_sums.items()},
             "loss": {
                 "unlogged": self.accelerator.gather(self._tr_loss.float().reshape(1)).tolist(),
@@ -126,6 +132,7 @@ class ResumableTrainer(SafeSavingTrainer):
             "counters": self._counters(),
             "seconds": round(self.seconds, 3),
             "resumed_at": self.resumed_at,
+            "changes": self.changes,
         }
 
     # ---- Going on ----
@@ -141,8 +148,7 @@ class ResumableTrainer(SafeSavingTrainer):
         if checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        arguments = {**self.run_arguments, "training": settings_of(self.args)}
-        check_same_run(checkpoint, arguments, override=self.args.override_schedule)
+        changed = check_same_run(checkpoint, self._all_arguments(), override=self.args.override_schedule)
         super()._load_optimizer_and_scheduler(checkpoint)
         kept = own_state(read_state(checkpoint))
         if kept:
@@ -151,7 +157,18 @@ class ResumableTrainer(SafeSavingTrainer):
             self._set_counters(kept["counters"])
             self._seconds_before = kept["seconds"]
             self._resumed_loss = kept["loss"]
-        self.resumed_at = [*kept.get("resumed_at", []), self.state.global_step]
+        step = self.state.global_step
+        self.resumed_at = [*kept.get("resumed_at", []), step]
+        self.changes = [*kept.get("changes", []), *([f"update {step}: {changed}"] if changed else [])]
+        states: Any = self.state.stateful_callbacks or {}
+        waited = ((states.get("EarlyStoppingCallback") or {}).get("attributes") or {}).get(_PATIENCE, 0)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):  # the Trainer restores it only on request, made anew
+                setattr(callback, _PATIENCE, waited)
+
+    def _all_arguments(self) -> dict[str, dict[str, Any]]:
+        training = {**settings_of(self.args), "processes": self.args.world_size}
+        return {**self.run_arguments, "training": training}
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._draws is not None:

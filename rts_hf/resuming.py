@@ -35,7 +35,12 @@ _FREE = frozenset(
 )  # fmt: skip
 _PARTS = {"model": "model", "data": "data set"}
 # What a checkpoint brings with it: another value on the command line would have no effect, or spoil its state.
-_KEPT = ("learning_rate", "weight_decay", "momentum", "opt_args")
+_KEPT = ("learning_rate", "weight_decay", "momentum", "opt_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+# What the position in the data, or the best evaluation so far, would no longer fit.
+_COUNTED = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last", "processes", "seed",
+    "data_seed", "metric_for_best_model", "greater_is_better",
+)  # fmt: skip
 
 
 def mark_complete(checkpoint: str | Path) -> None:
@@ -112,7 +117,11 @@ def last_checkpoint(run_dir: str | Path) -> str:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in broken)
     raise ValueError(
         f"resume_from_checkpoint='last', but output_dir={str(folder)!r} holds no "
-        + (f"whole checkpoint ({reasons}); start the run again with --overwrite." if broken else "checkpoint.")
+        + (
+            f"whole checkpoint ({reasons}); start the run again with --overwrite."
+            if broken
+            else "checkpoint; a finished run needs none, another starts without resume_from_checkpoint."
+        )
     )
 
 
@@ -155,14 +164,17 @@ def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(kept.get("attributes") or {})
 
 
-def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], *, override: bool) -> None:
+def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], *, override: bool) -> str | None:
     """Refuse to go on from a checkpoint with other arguments than the run it belongs to was given.
 
     Args:
         checkpoint: Its folder.
         arguments: The present ``model``, ``data`` and ``training`` arguments by name; a part that the checkpoint does
             not know, or that is not given here, is not compared.
-        override: Whether another optimizer, schedule, switch or length is meant.
+        override: Whether another schedule, switch or length is meant.
+
+    Returns:
+        What changed from the checkpoint's settings to the present ones, or None.
 
     Raises:
         ValueError: With every difference, and what to do.
@@ -178,7 +190,7 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
                     + (" with --checkpoint for its weights." if part == "data" else ".")
                 )
     if "training" not in kept or "training" not in arguments:
-        return
+        return None
     then, now = dict(kept["training"]), dict(arguments["training"])
     changed = _differences(then, now, leave_out=_FREE)
     if {"opt", "base"} & changed.keys() and _stepping(then) != _stepping(now):
@@ -186,20 +198,22 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
             f"resume_from_checkpoint={checkpoint!r} holds the state of {_stepping(then)}, which {_stepping(now)} "
             f"cannot use ({_shown(changed)}); give the same arguments, or start anew with --checkpoint for its weights."
         )
-    if not _is_two_pass(then) and now.get("opt") == "rts_pugd":
-        # turning the perturbed phase on late is no change of what was done: the switch has not fired
-        changed = {name: values for name, values in changed.items() if name not in RTS_FIELDS and name != "opt"}
-    stuck = {name: values for name, values in changed.items() if name in _KEPT}
+    is_late_start = not _is_two_pass(then) and now.get("opt") == "rts_pugd"
+    meant = {name for name in changed if is_late_start and (name in RTS_FIELDS or name == "opt")}
+    stuck = {name: values for name, values in changed.items() if name in (*_KEPT, *_COUNTED)}
+    if "opt" in changed and not is_late_start:
+        stuck["opt"] = changed["opt"]
     if stuck:
         raise ValueError(
-            f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({_shown(stuck)}), which its "
-            "optimizer keeps; give the same, or start a new run with --checkpoint for its weights."
+            f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({_shown(stuck)}), which cannot "
+            "change within a run; give the same, or start a new run with --checkpoint for its weights."
         )
-    if changed and not override:
+    if changed.keys() - meant and not override:
         raise ValueError(
             f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({_shown(changed)}); use the same, "
             "or set override_schedule=True (--override_schedule) if the change is meant."
         )
+    return _shown(changed) or None
 
 
 def _is_two_pass(training: Mapping[str, Any]) -> bool:

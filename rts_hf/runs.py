@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from rts_hf.checkpoints import checkpoint_architecture
-from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
+from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
-from rts_hf.faults import TrainingFault
 from rts_hf.figures import draw_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
 from rts_hf.models import build_model, plain_name, pretrained_data_config
-from rts_hf.output_folder import choose_folder, clear_folder, prepare_folder, remove_drafts
+from rts_hf.output_folder import (
+    TRAINERS_DEFAULT,
+    choose_folder,
+    clear_folder,
+    prepare_folder,
+    remove_drafts,
+)
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import RECORD_NAME, read_record, write_record
@@ -54,19 +70,20 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     Raises:
         ValueError: For arguments that are not legal, a folder that holds another run, a checkpoint of another run, or
             data that cannot be used.
-        TrainingFault: If too many updates in a row had to be skipped.
+        rts_hf.TrainingFault: If too many updates in a row had to be skipped.
     """
     started = time.monotonic()
-    _check_metric(training_args)
-    if model_args.checkpoint is not None and model_args.model == ModelArguments.model:
-        model_args.model = checkpoint_architecture(model_args.checkpoint) or model_args.model
+    _check_command(training_args)
+    if model_args.model is None:  # left open for the checkpoint to say
+        model_args.model = checkpoint_architecture(str(model_args.checkpoint)) or DEFAULT_MODEL
     choose_folder(training_args, f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
     _check_starting_weights(model_args, training_args)
     checkpoint = prepare_folder(training_args)
     folder = Path(str(training_args.output_dir))
     arguments = {"model": settings_of(model_args), "data": settings_of(data_args)}
     if checkpoint is not None:
-        everything = {**arguments, "training": settings_of(training_args)}
+        training = {**settings_of(training_args), "processes": training_args.world_size}
+        everything = {**arguments, "training": training}
         check_same_run(checkpoint, everything, override=training_args.override_schedule)
         finished = _finished_record(folder, training_args)
         if finished is not None:
@@ -94,7 +111,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         )
     if model_args.pretrained:
         data = replace(data, normalisation="pretrained weights")
-    _check_metric(training_args, num_classes=len(data.label_names))
+    _check_command(training_args, num_classes=len(data.label_names))
     model = build_model(
         model_args.model,
         label_names=data.label_names,
@@ -119,18 +136,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             write_record(folder, described)
         return described
 
+    def begin() -> None:
+        if trainer.is_world_process_zero():
+            clear_folder(training_args)
+            folder.mkdir(parents=True, exist_ok=True)
+        record("training")
+
     if trainer.is_world_process_zero():
         print(_introduction(model, data, training_args), flush=True)
-        clear_folder(training_args)  # not before: an argument that is refused must cost nobody a run
-        folder.mkdir(parents=True, exist_ok=True)
-    record("training")
+    trainer.add_callback(_WhenReady(begin))
     try:
         with warnings.catch_warnings():
             # the closing table and the card say it too
             warnings.filterwarnings("ignore", message=r"The switch .* never fired")
             trainer.train(resume_from_checkpoint=checkpoint)
-    except TrainingFault as fault:
-        record("stopped", remark=str(fault))
+    except (Exception, KeyboardInterrupt) as error:
+        if trainer.state.global_step:
+            with contextlib.suppress(OSError):  # a full disk must not hide what came before it
+                record("stopped", remark=f"Stopped after update {trainer.state.global_step}: {error or 'interrupted'}")
         raise
     finally:
         stop.close()
@@ -157,6 +180,18 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         print(summary(complete, os.path.relpath(folder)), flush=True)
     trainer.accelerator.wait_for_everyone()
     return complete
+
+
+class _WhenReady(TrainerCallback):
+    """Calls a function when all is ready and the first update comes: what is refused must cost nobody a run."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._function()
 
 
 def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArguments, *callbacks: Any) -> RTSTrainer:
@@ -189,11 +224,20 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
     return trainer
 
 
-def _check_metric(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:
+def _check_command(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:
+    """Refuse what the training command cannot do, or would do otherwise than it reads."""
+    if training_args.overwrite and training_args.output_dir == TRAINERS_DEFAULT:
+        raise ValueError("overwrite=True needs output_dir: without one, a run goes to a folder that is free.")
+    if training_args.fp16 and training_args.device.type == "cpu":
+        raise ValueError("fp16=True would train in fp32 on a CPU; use bf16, or leave it out.")
     name = training_args.metric_for_best_model
     measured = [m for m in _MEASURED if num_classes is None or num_classes > 5 or m != "top5_accuracy"]
     if name is not None and name.removeprefix("eval_") not in measured:
         raise ValueError(f"metric_for_best_model={name!r} is not measured here; use one of {', '.join(measured)}.")
+    if name is not None and training_args.greater_is_better not in (None, not name.endswith("loss")):
+        raise ValueError(
+            f"greater_is_better={training_args.greater_is_better!r} would keep the worst {name}; leave it out."
+        )
 
 
 def _check_starting_weights(model_args: ModelArguments, training_args: RTSTrainingArguments) -> None:

@@ -19,6 +19,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from rts_hf.compiling import refusals_explained
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.faults import FaultCounter
+from rts_hf.flow import StopOnSigterm
 from rts_hf.metrics import classification_metrics, mean_cross_entropy
 from rts_hf.optimizer import RTSPUGD
 from rts_hf.parallelism import check_accelerator, name_blocks
@@ -37,7 +38,8 @@ class RTSTrainer(ResumableTrainer):
     unchanged. The training logs gain ``accuracy``, ``phase`` (0 = sgd, 1 = pugd), ``alpha_r``, ``alpha_s``,
     ``gradient_norm`` (‖g‖), ``epsilon_norm`` (‖ε‖), ``sharpness`` (``L(w + ε) − L(w)``, mean since the last entry),
     ``gradient_evaluations``, and ``skipped_updates`` once there are any; the evaluations gain ``train_loss`` and
-    ``train_accuracy`` (of the first passes since the last one) and ``gradient_evaluations``.
+    ``train_accuracy`` (of the first passes since the last one, over their images, and not smoothed for timm's models)
+    and ``gradient_evaluations``.
 
     An update whose gradient is NaN or infinite is skipped: weights, momentum, schedules and BatchNorm statistics stay
     as they were. ``args.max_skipped_updates`` of them in a row end the training with a :class:`TrainingFault`.
@@ -85,7 +87,7 @@ class RTSTrainer(ResumableTrainer):
         self._window_loss: Tensor | float = 0.0
         self._sharpness: Tensor | float | None = None
         self._since_log = DeviceSums("correct", "seen", "sharpness", "perturbed_updates", "nonfinite_losses")
-        self._since_evaluation = DeviceSums("loss", "updates", "correct", "seen")
+        self._since_evaluation = DeviceSums("loss", "counted", "correct", "seen")
         self._device_sums = {"since_log": self._since_log, "since_evaluation": self._since_evaluation}
         self._lost_evaluations = 0
         self._training_figures: dict[str, float] = {}
@@ -232,9 +234,10 @@ class RTSTrainer(ResumableTrainer):
             raise
         if ends_window:
             is_finite = torch.isfinite(torch.as_tensor(self._window_loss))
-            counted = torch.where(is_finite, self._window_loss, 0.0)
-            self._since_evaluation.add(loss=counted, updates=is_finite.float())
             self._since_log.add(nonfinite_losses=(~is_finite).float())
+            if not self._owns_loss:
+                total = torch.where(is_finite, self._window_loss, 0.0)
+                self._since_evaluation.add(loss=total, counted=is_finite.float())
         return loss
 
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
@@ -289,6 +292,11 @@ class RTSTrainer(ResumableTrainer):
             counts = {"correct": (logits.detach().argmax(-1) == labels).sum(), "seen": labels.numel()}
             self._since_log.add(**counts)
             self._since_evaluation.add(**counts)
+            if self._owns_loss:  # as evaluations measure it: not smoothed, each image once
+                plain = cross_entropy(logits.detach().float(), labels, reduction="sum")
+                is_finite = torch.isfinite(plain)
+                total = torch.where(is_finite, plain, 0.0)
+                self._since_evaluation.add(loss=total, counted=is_finite * labels.numel())
         return (loss, outputs) if return_outputs else loss
 
     def _mean_over_images(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -339,13 +347,13 @@ class RTSTrainer(ResumableTrainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         sums = self._since_evaluation.take(self.accelerator)
         self._training_figures = {}
-        if sums["updates"]:
-            self._training_figures["train_loss"] = sums["loss"] / sums["updates"]
+        if sums["counted"]:
+            self._training_figures["train_loss"] = sums["loss"] / sums["counted"]
         if sums["seen"]:
             self._training_figures["train_accuracy"] = sums["correct"] / sums["seen"]
         metrics = super()._evaluate(*args, **kwargs)
         rts = self.two_pass_optimizer
-        if rts is not None and sums["updates"] and "eval_loss" in metrics:
+        if rts is not None and sums["counted"] and "eval_loss" in metrics:
             rts.observe_losses(train_loss=self._training_figures["train_loss"], eval_loss=metrics["eval_loss"])
         return metrics
 
@@ -366,10 +374,12 @@ class RTSTrainer(ResumableTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
         is_best = super()._determine_best_metric(metrics, trial)
+        # under save_strategy="best" the Trainer saves only what this calls best; a signal's checkpoint is due anyhow
+        must_save = any(isinstance(c, StopOnSigterm) and c.received for c in self.callback_handler.callbacks)
         name = self.args.metric_for_best_model
         if is_best or name is None:
-            return is_best
+            return is_best or must_save
         is_equal = metrics[name if name.startswith("eval_") else f"eval_{name}"] == self.state.best_metric
         if is_equal and self.args.save_strategy != SaveStrategy.NO:
             self.state.best_global_step = self.state.global_step
-        return is_equal
+        return is_equal or must_save

@@ -28,6 +28,18 @@ from rts_hf import RTSTrainingArguments
             {"save_strategy": "steps", "save_steps": 0, "load_best_model_at_end": False},
             "save_steps=0 must be greater than 0",
         ),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1"),
+        ({"learning_rate": True}, "learning_rate=True must be a number"),
+        ({"max_skipped_updates": 2.5}, "max_skipped_updates=2.5 must be a whole number"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        (
+            {"early_stopping_patience": 2, "eval_strategy": "no", "load_best_model_at_end": False},
+            "early_stopping_patience=2 waits for better evaluations, but eval_strategy='no'",
+        ),
+        (
+            {"early_stopping_patience": 2, "metric_for_best_model": None, "load_best_model_at_end": False},
+            "metric_for_best_model=None; set both",
+        ),
         ({"do_train": True}, "do_train=True cannot be set: the training command always trains"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),

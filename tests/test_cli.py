@@ -53,6 +53,14 @@ def test_bad_words(words: list[str], message: str) -> None:
     [
         ("radus: constant", "unknown setting in .*radus; did you mean --radius"),
         ("- a", "names and values"),
+        ("num_train_epochs: [3]", r"setting num_train_epochs=\[3\] in .* must be a single value, not a list"),
+        ("seed: 1.5", "setting seed=1.5 in .* cannot be read"),
+        ("learning_rate: true", "setting learning_rate=True in .* cannot be read: a number is needed"),
+        ("skip_bad_images: 5", "setting skip_bad_images=5 in .* cannot be read"),
+        ("dataset: {a: b}", "setting dataset={'a': 'b'} in .* must be a single value"),
+        ("radius: square", "setting radius='square' in .* must be one of constant"),
+        ("opt: 3", "opt='3' is not an optimizer timm knows"),
+        ("trust_remote_code: true", "unknown setting in .*trust_remote_code"),
         (": :", "cannot be read"),
     ],
 )
@@ -82,3 +90,16 @@ def test_help_shows_what_people_use_and_help_all_the_rest(capsys: pytest.Capture
     assert "--fsdp" not in texts["--help"]
     assert "--fsdp" in texts["--help_all"]
     assert len(texts["--help"].splitlines()) < 200
+
+
+def test_a_file_may_say_all_kinds_of_values(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "output_dir: 5\nsame_dropout: false\nbf16: true\nuse_cpu: true\nlearning_rate: 1\n"
+        "model_args: {drop_rate: 0.1}\nreport_to: [tensorboard]\nmax_train_samples: 12\nmetric_for_best_model: loss\nbase: null\n"
+    )
+    model, data, training = parse_arguments([str(path)])
+    assert (model.model_args, data.max_train_samples) == ({"drop_rate": 0.1}, 12)
+    assert (training.output_dir, training.same_dropout, training.bf16, training.base) == ("5", False, True, None)
+    assert (training.learning_rate, type(training.learning_rate)) == (1.0, float)
+    assert (training.report_to, training.metric_for_best_model) == (["tensorboard"], "loss")

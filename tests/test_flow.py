@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from training_for_tests import make_trainer, training_logs
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from rts_hf.flow import StopOnSigterm
 from rts_hf.resuming import what_is_missing
@@ -59,3 +59,39 @@ def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tmp_path: Path
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     steps = [entry["step"] for entry in resumed.state.log_history if "eval_loss" in entry]
     assert steps == [7, 14]
+
+
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_without_an_evaluation_to_wait_for_a_checkpoint_waits_for_nothing(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 7, "max_steps": 14}
+    saved_at = []
+
+    class Watch(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved_at.append((state.global_step, control.should_epoch_stop))
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved_at.append("epoch end")
+
+    make_trainer(tmp_path, callbacks=[Watch()], **settings).train()
+    assert saved_at == [(7, False), "epoch end", (14, False), "epoch end"]
+
+
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_sigterm_saves_at_the_end_of_an_epoch_that_was_not_the_best(tmp_path: Path) -> None:
+    settings = {
+        **SETTINGS,
+        "save_strategy": "best",
+        "metric_for_best_model": "accuracy",
+        "load_best_model_at_end": True,
+    }
+    trainer = make_trainer(tmp_path, callbacks=[StopOnSigterm(), SignalAt(7)], **settings)
+
+    def never_best(*args: Any, **kwargs: Any) -> bool:
+        trainer.state.best_metric = 2.0
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_determine_best_metric", never_best)
+        trainer.train()
+    assert what_is_missing(tmp_path / "checkpoint-7") is None

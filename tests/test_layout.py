@@ -43,8 +43,8 @@ LAYOUT: dict[str, set[str]] = {
     "draws": set(),
     "resumable": {"config", "draws", "flow", "resuming", "safe_saving", "settings", "sums"},
     "trainer": {
-        "compiling", "config", "faults", "metrics", "optimizer", "parallelism", "resumable", "second_pass", "sums",
-        "unwrapping",
+        "compiling", "config", "faults", "flow", "metrics", "optimizer", "parallelism", "resumable", "second_pass",
+        "sums", "unwrapping",
     },
     "run_folder": set(),
     "record": {"config", "data", "models", "run_folder", "settings", "trainer"},

@@ -134,3 +134,11 @@ def test_drafts_of_weights_go_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".tmpFolder").mkdir()
     remove_drafts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp", ".tmpAb12Cd.txt", ".tmpFolder", "x.tmpAb12Cd"]
+
+
+def test_a_run_that_left_checkpoints_only_can_be_overwritten(tmp_path: Path) -> None:
+    make(tmp_path, 3)
+    overwriting = arguments(tmp_path, overwrite=True)
+    assert prepare_folder(overwriting) is None
+    clear_folder(overwriting)
+    assert list(tmp_path.iterdir()) == []

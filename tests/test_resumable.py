@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from training_for_tests import Images, make_model, make_trainer, training_logs
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rts_hf import RTSTrainer
 from rts_hf.resuming import MARKER_NAME, own_state, read_state, what_is_missing
@@ -131,13 +131,16 @@ def test_resuming_with_other_settings_is_refused_unless_it_is_meant(tmp_path: Pa
     assert rts is not None
     assert rts.stats()["step"] == rts.total_steps == 21
     assert training_logs(trainer)[-1]["alpha_r"] == 0.5
+    assert trainer.changes == [
+        "update 4: num_train_epochs 2 → 3, radius default → sine_heating, radius_beta_max default → 0.5"
+    ]
 
 
 @pytest.mark.parametrize("opt", ["sgd", "sam", "adamw"])
 def test_another_optimizer_is_refused(tmp_path: Path, opt: str) -> None:
     settings = {"save_strategy": "steps", "save_steps": 100}
     last = stopped(tmp_path, 4, switch="fixed", switch_at="0", **settings)
-    with pytest.raises(ValueError, match=f"opt rts_pugd → {opt}|holds the state of sgd, which adamw cannot use"):
+    with pytest.raises(ValueError, match=f"opt rts_pugd → {opt}.*cannot change|state of sgd, which adamw cannot use"):
         make_trainer(tmp_path, opt=opt, **settings).train(resume_from_checkpoint=last)
 
 
@@ -146,7 +149,7 @@ def test_a_learning_rate_that_the_checkpoint_would_override_is_refused(tmp_path:
     last = stopped(tmp_path, 4, **settings)
     for override in (False, True):
         trainer = make_trainer(tmp_path, learning_rate=0.5, override_schedule=override, **settings)
-        with pytest.raises(ValueError, match=r"learning_rate 0.05 → 0.5.*which its optimizer keeps"):
+        with pytest.raises(ValueError, match=r"learning_rate 0.05 → 0.5.*which cannot change within a run"):
             trainer.train(resume_from_checkpoint=last)
 
 
@@ -174,3 +177,37 @@ def test_the_checkpoint_tells_what_it_belongs_to(tmp_path: Path) -> None:
     assert kept["arguments"]["training"]["opt"] == "sgd"
     assert (Path(last) / MARKER_NAME).is_file()
     assert "hf_secret" not in json.dumps(kept)
+
+
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_patience_is_not_forgotten(tmp_path: Path) -> None:
+    settings = {
+        "opt": "sgd", "learning_rate": 0.0, "num_train_epochs": 9, "eval_strategy": "epoch", "save_strategy": "epoch",
+        "metric_for_best_model": "f1_macro", "load_best_model_at_end": True, "train": Images(8),
+    }  # fmt: skip
+
+    def make(folder: str, *callbacks: TrainerCallback) -> RTSTrainer:
+        # without learning, nothing gets better; two updates an epoch
+        return make_trainer(tmp_path / folder, callbacks=[EarlyStoppingCallback(4), *callbacks], **settings)
+
+    whole = make("whole")
+    whole.train()
+    make("parts", StopAt(6)).train()
+    resumed = make("parts")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-6"))
+    assert whole.state.global_step == resumed.state.global_step == 10
+
+
+def test_a_checkpoint_that_is_written_over_is_not_whole_meanwhile(tmp_path: Path) -> None:
+    settings = {"opt": "sgd", "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    assert what_is_missing(tmp_path / "checkpoint-2") is None
+    again = make_trainer(tmp_path, **settings)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    again._save_scaler = fail
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    assert what_is_missing(tmp_path / "checkpoint-2") is not None

@@ -14,8 +14,11 @@ from rts_hf.resuming import MARKER_NAME, check_same_run, last_checkpoint, mark_c
 OWN: dict[str, Any] = {
     "model": {"model": "resnet18", "pretrained": False},
     "data": {"dataset": "digits", "split_seed": 42, "cache_dir": None},
-    "training": {"opt": "rts_pugd", "base": None, "radius": None, "learning_rate": 0.1, "seed": 42},
-}
+    "training": {
+        "opt": "rts_pugd", "base": None, "radius": None, "learning_rate": 0.1, "seed": 42, "processes": 1,
+        "momentum": 0.9,
+    },
+}  # fmt: skip
 
 
 def make(folder: Path, step: int, *, own: bool = True, marked: bool = True, arguments: Any = None) -> Path:
@@ -92,10 +95,17 @@ def test_checkpoints_that_are_not_whole_go_before_older_whole_ones(tmp_path: Pat
         ("model", {"model": "resnet34"}, r"another model \(model resnet18 → resnet34\)"),
         ("data", {"dataset": "cifar10"}, r"another data set \(dataset digits → cifar10\).*--checkpoint"),
         ("data", {"split_seed": 7}, r"another data set \(split_seed 42 → 7\)"),
-        ("training", {"seed": 7}, r"other settings \(seed 42 → 7\).*--override_schedule"),
+        ("training", {"seed": 7}, r"\(seed 42 → 7\), which cannot change within a run"),
+        ("training", {"opt": "sam"}, r"\(opt rts_pugd → sam\), which cannot change within a run"),
+        ("training", {"opt": "sgd"}, r"\(opt rts_pugd → sgd\), which cannot change within a run"),
+        ("training", {"momentum": 0.5}, r"\(momentum 0.9 → 0.5\), which cannot change within a run"),
+        ("training", {"adam_beta1": 0.5}, r"\(adam_beta1 0.9 → 0.5\), which cannot change within a run"),
+        ("training", {"per_device_train_batch_size": 8}, r"\(per_device_train_batch_size 64 → 8\), which cannot"),
+        ("training", {"processes": 2}, r"\(processes 1 → 2\), which cannot"),
+        ("training", {"metric_for_best_model": "loss"}, r"\(metric_for_best_model accuracy → loss\), which cannot"),
         ("training", {"radius": "constant"}, r"\(radius default → constant\)"),
         ("training", {"base": "adamw"}, r"holds the state of sgd, which adamw cannot use \(base default → adamw\)"),
-        ("training", {"learning_rate": 0.2}, r"\(learning_rate 0.1 → 0.2\), which its optimizer keeps"),
+        ("training", {"learning_rate": 0.2}, r"\(learning_rate 0.1 → 0.2\), which cannot change within a run"),
         ("training", {"warmup_steps": 9}, r"\(warmup_steps 0 → 9\)"),
     ],
 )
@@ -111,14 +121,17 @@ def test_what_may_change(tmp_path: Path) -> None:
     training = {**OWN["training"], "logging_dir": "x", "report_to": "tensorboard", "save_total_limit": 5}
     check_same_run(checkpoint, {**OWN, "training": training}, override=False)
     check_same_run(checkpoint, {**OWN, "data": {**OWN["data"], "cache_dir": "x"}}, override=False)
-    check_same_run(checkpoint, {"training": {**training, "radius": "constant"}}, override=True)
+    assert check_same_run(checkpoint, OWN, override=True) is None
+    constant = {"training": {**training, "radius": "constant"}}
+    assert check_same_run(checkpoint, constant, override=True) == "radius default → constant"
 
 
 def test_a_plain_run_may_turn_rts_pugd_on(tmp_path: Path) -> None:
-    plain = {**OWN, "training": {"opt": "sgd", "learning_rate": 0.1, "seed": 42}}
+    plain = {**OWN, "training": {**OWN["training"], "opt": "sgd"}}
     checkpoint = str(make(tmp_path, 1, arguments=plain))
     late = {**OWN["training"], "radius": "constant", "switch": "fixed"}
-    check_same_run(checkpoint, {**OWN, "training": late}, override=False)
+    changed = check_same_run(checkpoint, {**OWN, "training": late}, override=False)
+    assert changed == "opt sgd → rts_pugd, radius default → constant, switch default → fixed"
     with pytest.raises(ValueError, match="holds the state of sgd, which adamw cannot use"):
         check_same_run(checkpoint, {**OWN, "training": {**late, "base": "adamw"}}, override=True)
 

@@ -98,7 +98,7 @@ def test_the_record_tells_the_run(main_job: tuple[Path, str, float]) -> None:
 def test_the_console_shows_rows_and_a_closing_table(main_job: tuple[Path, str, float]) -> None:
     output = main_job[1]
     assert re.search(r"^resnet_micro_small \(0\.\d+ M parameters\) on digits", output, re.M)
-    assert len(re.findall(r"^ +\d+\.0 +\d\.\d{4}", output, re.M)) == 30
+    assert len(re.findall(r"^ +\d+\.00 +\d\.\d{4}", output, re.M)) == 30
     for word in ("train", "validation", "test"):
         assert re.search(rf"^{word} +\d+ +\d\.\d{{4}} +\d\.\d{{4}}$", output, re.M)
     assert re.search(r"^Switch +epoch \d+\.\d", output, re.M)
@@ -267,6 +267,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_record(interrupted: tuple[Pa
         ({}, {}, {"opt": "sam"}, "other settings .opt rts_pugd → sam"),
         ({}, {}, {"num_train_epochs": 9}, "num_train_epochs 3 → 9"),
         ({}, {}, {"seed": 5}, "seed 42 → 5"),
+        ({}, {}, {"switch_at": "0.5", "override_schedule": True, "opt": "sam"}, "opt rts_pugd → sam"),
     ],
 )
 def test_resuming_another_run_is_refused_before_any_work(
@@ -342,6 +343,8 @@ def test_a_checkpoint_brings_its_architecture(tmp_path: Path) -> None:
     [
         ({"metric_for_best_model": "nosuch"}, "metric_for_best_model='nosuch' is not measured here; use one of loss"),
         ({"report_to": "nosuch"}, "nosuch"),
+        ({"greater_is_better": False}, "greater_is_better=False would keep the worst accuracy"),
+        ({"fp16": True}, "fp16=True would train in fp32 on a CPU"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
@@ -360,3 +363,32 @@ def test_a_run_too_short_for_its_switch_never_fires(tmp_path: Path, epochs: int)
     assert record["optimizer"]["switch"]["fired"] is False
     assert record["optimizer"]["switch"]["step"] is None
     assert record["gradient_evaluations"] == epochs
+
+
+def test_a_change_of_settings_is_told(interrupted: tuple[Path, dict, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted[0], folder)
+    changed = {"switch": "fixed", "switch_at": "0.6", "override_schedule": True, "resume_from_checkpoint": "last"}
+    record = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **changed))
+    told = "Resumed with other settings at update 7: switch default → fixed, switch_at default → 0.6."
+    assert told in record["warnings"]
+    assert "Resumed with other settings at update 7" in (folder / "README.md").read_text()
+
+
+def test_a_run_that_is_refused_late_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path, num_train_epochs=1))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("no such schedule")
+
+    monkeypatch.setattr(RTSTrainer, "create_scheduler", fail)
+    with pytest.raises(ValueError, match="no such schedule"):
+        train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path, overwrite=True))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_overwriting_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="overwrite=True needs output_dir"):
+        train(ModelArguments(), SMALL, RTSTrainingArguments(overwrite=True, use_cpu=True))

@@ -15,5 +15,7 @@ def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
     assert "gradient_accumulation_steps" not in settings  # at transformers' default
     assert "hf_secret" not in json.dumps(settings)
     assert str(tmp_path) not in json.dumps(settings)
-    assert settings_of(ModelArguments(), only_changed=True) == {}
+    assert settings_of(ModelArguments(pretrained=True), only_changed=True) == {
+        "model": "resnet_micro_small", "pretrained": True,
+    }  # fmt: skip
     assert settings_of(DataArguments(dataset="x"), only_changed=True) == {"dataset": "x"}

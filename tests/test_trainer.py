@@ -441,6 +441,15 @@ def test_the_evaluation_loss_is_not_smoothed(tmp_path: Path) -> None:
     assert trainer.compute_loss(trainer.model, dict(batch)) != plain.compute_loss(trainer.model, dict(batch))
 
 
+def test_the_training_loss_is_measured_as_the_validation_loss_is(tmp_path: Path) -> None:
+    images = Images(8)
+    settings = {"learning_rate": 0.0, "label_smoothing_factor": 0.3, "num_train_epochs": 1, "eval_strategy": "epoch"}
+    trainer = make_trainer(tmp_path, train=images, opt="sgd", per_device_train_batch_size=3, **settings)
+    trainer.train()
+    logged = next(entry["train_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert logged == pytest.approx(trainer.evaluate(images)["eval_loss"], rel=1e-5)
+
+
 def test_several_evaluation_sets_are_refused_for_the_gap_switch(tmp_path: Path) -> None:
     arguments = make_arguments(tmp_path, switch="generalization_gap", eval_strategy="epoch")
     with pytest.raises(ValueError, match="eval_dataset holds 2 data sets"):
