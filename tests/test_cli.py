@@ -96,7 +96,8 @@ def test_a_file_may_say_all_kinds_of_values(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(
         "output_dir: 5\nsame_dropout: false\nbf16: true\nuse_cpu: true\nlearning_rate: 1\n"
-        "model_args: {drop_rate: 0.1}\nreport_to: [tensorboard]\nmax_train_samples: 12\nmetric_for_best_model: loss\nbase: null\n"
+        "model_args: {drop_rate: 0.1}\nreport_to: [tensorboard]\nmax_train_samples: 12\n"
+        "metric_for_best_model: loss\nbase: null\n"
     )
     model, data, training = parse_arguments([str(path)])
     assert (model.model_args, data.max_train_samples) == ({"drop_rate": 0.1}, 12)
