@@ -106,8 +106,8 @@ class ResumableTrainer(Trainer):
                 mark_complete(folder)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OSError(
-                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the disk "
-                "is full, and go on with resume_from_checkpoint='last'."
+                f"{folder} could not be saved: {error}. The earlier checkpoints are as they were; make room if the "
+                "disk is full, and go on with resume_from_checkpoint='last'."
             ) from error
         finally:
             self.args.save_total_limit = limit
