@@ -110,9 +110,11 @@ def install(moment: Moment) -> None:
     def replacing(source: Any, target: Any, **kwargs: Any) -> None:
         moment({MARKER_NAME: "marker", RECORD_NAME: "record"}.get(Path(target).name, ""))
 
-    def rotating(path: Any, *args: Any, **kwargs: Any) -> None:
-        if Path(path).name.startswith("checkpoint-"):
-            moment("rotating", lambda: (Path(path) / "optimizer.pt").unlink())
+    def removing(path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path, MARKER_NAME).is_file():
+            moment("rotating", Path(path, "optimizer.pt").unlink)
+        elif Path(path, "config.json").is_file():  # the first file of a checkpoint, so what a kill left of one
+            moment("clearing", Path(path, "config.json").unlink)
 
     after(Trainer, "training_step", lambda self, *_, **__: moment("perturbed") if self._in_second_pass else None)
     after(StopOnSigterm, "on_step_end", stepped)
@@ -122,7 +124,7 @@ def install(moment: Moment) -> None:
     before(rts_hf.resumable, "mark_complete", lambda _: moment("unmarked"))
     after(rts_hf.resumable, "mark_complete", lambda _: moment("marked"))
     before(os, "replace", replacing)
-    before(shutil, "rmtree", rotating)
+    before(shutil, "rmtree", removing)
     after(RTSTrainer, "evaluation_loop", lambda *_, **__: moment("evaluating"))
     before(rts_hf.runs, "draw_run_figures", lambda _: moment("drawing"))
 

@@ -33,7 +33,9 @@ CHAINS: dict[str, tuple[str, int, list[Kill]]] = {
         ("saving model.safetensors", 2, 0), ("saving optimizer.pt", 2, 0), ("saving scheduler.pt", 1, 0),
         ("saving rng_state.pth", 1, 0), ("saving trainer_state.json", 2, 0),
     ]),
-    "marker": ("variance", 1, [("unmarked", 2, 0), ("marker", 1, 0), ("marked", 1, 0), ("rotating", 1, 0)]),
+    "marker": ("variance", 1, [
+        ("unmarked", 2, 0), ("clearing", 1, 0), ("marker", 1, 0), ("marked", 1, 0), ("rotating", 1, 0),
+    ]),
     "end": ("variance", 1, [
         ("final model.safetensors", 1, 0), ("final trainer_state.json", 1, 0), ("record", 2, 0), ("drawing", 1, 0),
     ]),
