@@ -267,7 +267,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_record(interrupted: tuple[Pa
         ({}, {}, {"opt": "sam"}, "other settings .opt rts_pugd → sam"),
         ({}, {}, {"num_train_epochs": 9}, "num_train_epochs 3 → 9"),
         ({}, {}, {"seed": 5}, "seed 42 → 5"),
-        ({}, {}, {"switch_at": "0.5", "override_schedule": True, "opt": "sam"}, "opt rts_pugd → sam"),
+        ({}, {}, {"override_schedule": True, "opt": "sam"}, "opt rts_pugd → sam"),
     ],
 )
 def test_resuming_another_run_is_refused_before_any_work(
