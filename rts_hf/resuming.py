@@ -120,7 +120,7 @@ def last_checkpoint(run_dir: str | Path) -> str:
         + (
             f"whole checkpoint ({reasons}); start the run again with --overwrite."
             if broken
-            else "checkpoint; a finished run needs none, another starts without resume_from_checkpoint."
+            else "checkpoint; a finished run needs none, another starts anew with --overwrite."
         )
     )
 
