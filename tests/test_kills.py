@@ -73,7 +73,9 @@ def test_a_run_killed_before_its_first_checkpoint_says_so_in_one_line(server: Se
     killed(server, tmp_path, 1, moment="update", at=3)
     refused = server(tmp_path, words_of("variance", 1, *RESUME))
     assert refused.codes == [1]
-    assert re.fullmatch(r"error: .*last.*'run' holds no checkpoint; .* starts anew with --overwrite\.\n", refused.output)
+    assert re.fullmatch(
+        r"error: .*last.*'run' holds no checkpoint; .* starts anew with --overwrite\.\n", refused.output
+    )
     killed(server, tmp_path, 1, "--overwrite", moment="saving rng_state.pth")
     refused = server(tmp_path, words_of("variance", 1, *RESUME))
     assert refused.codes == [1]
