@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rts_hf.backbones import Source, create_backbone, listed
+from rts_hf.files import read_json_object
 from rts_hf.small_image import plain_name
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: where the file is not a JSON object.
     """
     path = Path(folder) / "config.json"
-    return _read_json(path) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def checkpoint_architecture(path: str | Path) -> str | None:
@@ -168,22 +168,10 @@ def _differences(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
     return "; ".join(f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in kinds.items() if keys)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not the JSON object of a saved model")
-    return content
-
-
 def _files_in(folder: Path) -> list[Path]:
     index = folder / f"{_WEIGHTS}.index.json"
     if index.is_file():
-        shards = _read_json(index).get("weight_map")
+        shards = read_json_object(index).get("weight_map")
         if not (isinstance(shards, dict) and shards and all(isinstance(shard, str) for shard in shards.values())):
             raise ValueError(f"{index} has no weight_map from weights to files: save the model again")
         return sorted({folder / shard for shard in shards.values()})

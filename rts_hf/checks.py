@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import get_scheduler
 
-# Argument → lowest value, whether that itself is legal, highest value.
-_RANGES: dict[str, tuple[float, bool, float]] = {
-    "learning_rate": (0, True, math.inf),
-    "weight_decay": (0, True, math.inf),
-    "momentum": (0, True, 1),
-    "max_grad_norm": (0, True, math.inf),
-    "label_smoothing_factor": (0, True, 1),
-    "num_train_epochs": (0, False, math.inf),
-    "gradient_accumulation_steps": (1, True, math.inf),
-    "per_device_train_batch_size": (1, True, math.inf),
-    "per_device_eval_batch_size": (1, True, math.inf),
-    "early_stopping_patience": (1, True, math.inf),
-    "max_skipped_updates": (1, True, math.inf),
-    "save_total_limit": (1, True, math.inf),
-    "dataloader_num_workers": (0, True, math.inf),
-    "seed": (0, True, 2**32 - 1),
+
+class _Range(NamedTuple):
+    """What numbers are legal; ``above`` where the lowest one itself is not."""
+
+    low: float = 0
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+
+
+_RANGES = {
+    "learning_rate": _Range(),
+    "weight_decay": _Range(),
+    "momentum": _Range(high=1),
+    "max_grad_norm": _Range(),
+    "label_smoothing_factor": _Range(high=1),
+    "num_train_epochs": _Range(above=True),
+    "gradient_accumulation_steps": _Range(1, whole=True),
+    "per_device_train_batch_size": _Range(1, whole=True),
+    "per_device_eval_batch_size": _Range(1, whole=True),
+    "early_stopping_patience": _Range(1, whole=True),
+    "max_skipped_updates": _Range(1, whole=True),
+    "save_total_limit": _Range(1, whole=True),
+    "dataloader_num_workers": _Range(whole=True),
+    "seed": _Range(high=2**32 - 1, whole=True),
 }
-_WHOLE = frozenset(
-    {
-        "gradient_accumulation_steps",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "early_stopping_patience",
-        "max_skipped_updates",
-        "save_total_limit",
-        "dataloader_num_workers",
-        "seed",
-    }
-)
 # Arguments of TrainingArguments that do nothing here, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "the training command always trains",
@@ -47,22 +44,22 @@ _WITHOUT_EFFECT = {
 
 def check_ranges(args: Any) -> None:
     """Raise ValueError for a number outside its range, or an interval that is not positive."""
-    for name, (low, includes_low, high) in _RANGES.items():
+    for name, legal in _RANGES.items():
         value = getattr(args, name)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else (int, float)):
-            raise ValueError(f"{name}={value!r} must be a {'whole ' if name in _WHOLE else ''}number.")
-        is_high_enough = value >= low if includes_low else value > low
-        if not is_high_enough or value > high or not math.isfinite(value):
-            bound = f"at least {low}" if includes_low else f"greater than {low}"
-            limit = "" if math.isinf(high) else f" and at most {high}"
+        if isinstance(value, bool) or not isinstance(value, int if legal.whole else (int, float)):
+            raise ValueError(f"{name}={value!r} must be a {'whole ' if legal.whole else ''}number.")
+        is_high_enough = value > legal.low if legal.above else value >= legal.low
+        if not is_high_enough or value > legal.high or not math.isfinite(value):
+            bound = f"{'greater than' if legal.above else 'at least'} {legal.low}"
+            limit = "" if math.isinf(legal.high) else f" and at most {legal.high}"
             raise ValueError(f"{name}={value!r} must be {bound}{limit}.")
     if args.max_steps == 0 or args.max_steps < -1:
         raise ValueError(f"max_steps={args.max_steps!r} must be at least 1, or -1 to go by num_train_epochs.")
     for kind in ("eval", "save", "logging"):
         every = getattr(args, f"{kind}_steps")
-        if str(getattr(getattr(args, f"{kind}_strategy"), "value", "")) == "steps" and not (every and every > 0):
+        if _text(getattr(args, f"{kind}_strategy")) == "steps" and every is not None and not every > 0:
             raise ValueError(f"{kind}_steps={every!r} must be greater than 0 with {kind}_strategy='steps'.")
 
 
@@ -77,25 +74,23 @@ def check_scheduler(args: Any) -> None:
     """Raise ValueError for a learning rate schedule that cannot be built, for instance for want of its settings."""
     try:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        arguments = dict(args.lr_scheduler_kwargs or {})
         get_scheduler(
             args.lr_scheduler_type,
             optimizer,
             num_warmup_steps=1,
             num_training_steps=10,
-            scheduler_specific_kwargs=arguments,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
         )
     except (TypeError, ValueError) as error:
-        name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         raise ValueError(
-            f"lr_scheduler_type={name!r} cannot be built with lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}: "
-            f"{error}; give its settings as JSON with lr_scheduler_kwargs, or choose another."
+            f"lr_scheduler_type={_text(args.lr_scheduler_type)!r} cannot be built with lr_scheduler_kwargs="
+            f"{args.lr_scheduler_kwargs!r}: {error}; give its settings as JSON with that, or choose another."
         ) from error
 
 
 def check_best_model(args: Any) -> None:
     """Raise ValueError where the best weights, or the lack of better ones, would not be measured."""
-    evaluates, saves = (str(getattr(value, "value", value)) for value in (args.eval_strategy, args.save_strategy))
+    evaluates, saves = _text(args.eval_strategy), _text(args.save_strategy)
     if args.early_stopping_patience is not None and (evaluates == "no" or args.metric_for_best_model is None):
         raise ValueError(
             f"early_stopping_patience={args.early_stopping_patience!r} waits for better evaluations, but eval_strategy="
@@ -138,3 +133,8 @@ def check_together(args: Any) -> None:
             f"overwrite=True deletes the run that resume_from_checkpoint={args.resume_from_checkpoint!r} continues"
             "; leave one out."
         )
+
+
+def _text(value: Any) -> str:
+    """Return what the command line calls a value: before the base class has read it, it is that already."""
+    return str(getattr(value, "value", value))

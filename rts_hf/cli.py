@@ -97,9 +97,8 @@ def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
         raise ValueError(f"settings file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"settings file {str(path)!r} must hold names and values, as in 'opt: rts_pugd'.")
-    known = {action.dest for action in parser._actions}
-    _refuse_unknown(parser, [f"--{name}" for name in settings if name not in known], f"setting in {path}")
     actions = {action.dest: action for action in parser._actions}
+    _refuse_unknown(parser, [f"--{name}" for name in settings if name not in actions], f"setting in {path}")
     parser.set_defaults(**{name: _checked(actions[name], value, path) for name, value in settings.items()})
 
 
@@ -116,10 +115,7 @@ def _checked(action: argparse.Action, value: Any, path: Path) -> Any:
             raise ValueError(f"setting {action.dest}={value!r} in {path} must be a single value, not a list.")
         return value
     word = str(value).lower() if isinstance(value, bool) else str(value)
-    is_switch = isinstance(action.default, bool)
     try:
-        if isinstance(value, bool) and not is_switch and action.type in (int, float):
-            raise ValueError("a number is needed")
         read = action.type(word) if callable(action.type) else word
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"setting {action.dest}={value!r} in {path} cannot be read: {error}.") from error

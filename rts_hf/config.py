@@ -46,7 +46,7 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model: str = field(  # type: ignore[assignment]
+    model: str | None = field(
         default=None,
         metadata={"help": f"Any timm classification backbone. Default: {DEFAULT_MODEL}, or the checkpoint's own."},
     )
@@ -259,7 +259,9 @@ class RTSTrainingArguments(TrainingArguments):
         self.switch_at = _step_or_share(self.switch_at)
         self._check_optimizer_name()
         if self.learning_rate is None:
-            self.learning_rate = 1e-3 if timm.optim.get_optimizer_info(self._stepping_name()).has_betas else 0.1
+            self.learning_rate = (
+                1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.1
+            )
         check_effects(self.given)
         check_ranges(self)
         check_best_model(self)
@@ -283,7 +285,7 @@ class RTSTrainingArguments(TrainingArguments):
     @property
     def is_two_pass(self) -> bool:
         """Whether the optimizer takes a second gradient."""
-        return self._bare_name() in TWO_PASS_OPTIMIZERS
+        return is_two_pass(self.opt)
 
     def timm_name(self) -> str:
         """Return the name that timm's registry knows the optimizer by."""
@@ -298,7 +300,7 @@ class RTSTrainingArguments(TrainingArguments):
             values = tuple(getattr(self, name) for name in names)
             if values != tuple(defaults[name] for name in names):  # else the optimizer's own default holds
                 settings[argument] = values if len(values) > 1 else values[0]
-        if self.momentum == 0 and self._stepping_name() == "sgd":
+        if self.momentum == 0 and stepping_name(self.opt, self.base) == "sgd":
             settings["nesterov"] = False  # without momentum it is the same, and torch refuses it
         return {
             "opt": self.timm_name(),
@@ -309,16 +311,9 @@ class RTSTrainingArguments(TrainingArguments):
             **(self.opt_args or {}),  # type: ignore[dict-item]
         }
 
-    def _bare_name(self) -> str:
-        return self.opt.lower().removeprefix("lookahead_")
-
-    def _stepping_name(self) -> str:
-        """Return the name of the optimizer that takes the actual steps."""
-        return (self.base or "sgd").lower().split("_")[-1] if self.is_two_pass else self._bare_name().split("_")[-1]
-
     def _check_optimizer_name(self) -> None:
         known = timm.optim.list_optimizers()
-        for argument, name in (("opt", self._bare_name()), ("base", (self.base or "sgd").lower())):
+        for argument, name in (("opt", _bare_name(self.opt)), ("base", (self.base or "sgd").lower())):
             if name not in known:
                 near = [str(match) for match in get_close_matches(name, known, n=3)]
                 hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -349,6 +344,24 @@ class RTSTrainingArguments(TrainingArguments):
         if self.is_two_pass:
             check_requests(self)  # again: a file of fsdp_config has been read since
         check_together(self)
+
+
+def is_two_pass(opt: str) -> bool:
+    """Return whether an optimizer of this name takes a second gradient."""
+    return _bare_name(opt) in TWO_PASS_OPTIMIZERS
+
+
+def stepping_name(opt: str, base: str | None) -> str:
+    """Return the name, as timm looks it up, of the optimizer that takes the actual steps.
+
+    >>> stepping_name("rts_pugd", None), stepping_name("lookahead_sam", "adamw"), stepping_name("lion", None)
+    ('sgd', 'adamw', 'lion')
+    """
+    return (base or "sgd" if is_two_pass(opt) else _bare_name(opt)).lower().split("_")[-1]
+
+
+def _bare_name(opt: str) -> str:
+    return opt.lower().removeprefix("lookahead_")
 
 
 def _json_object(name: str, value: dict | str | None) -> dict | None:

@@ -11,15 +11,10 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from rts_hf.faults import KINDS
 from rts_hf.unwrapping import unwrap_optimizer
 
 _HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
-_FAULTS = {
-    "nonfinite_gradient": "Skipped updates",
-    "nonfinite_loss": "NaN or infinite loss",
-    "zero_gradient": "Zero gradient",
-    "out_of_memory": "Out of memory",
-}
 
 
 class ConsoleCallback(TrainerCallback):
@@ -105,7 +100,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         f"{'Seconds':22}{record['seconds']:.0f}",
         *(
             f"{label:22}{_count(record['faults'][kind], 'time')}"
-            for kind, label in _FAULTS.items()
+            for kind, label in KINDS.items()
             if (record.get("faults") or {}).get(kind)
         ),
         *(f"{'Note':22}{remark}" for remark in record["warnings"] if not remark.startswith("The switch ")),

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("nonfinite_gradient", "nonfinite_loss", "zero_gradient", "out_of_memory")
+# Kind → what people read; NaN and infinity are not finite.
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "nonfinite_gradient": "Non-finite gradient",
+        "nonfinite_loss": "Non-finite loss",
+        "zero_gradient": "Zero gradient",
+        "out_of_memory": "Out of memory",
+    }
+)
 
 
 class TrainingFault(RuntimeError):
@@ -64,7 +74,7 @@ class FaultCounter:
             outcome = {"nonfinite_gradient": ", which is skipped", "out_of_memory": ", which is tried again or ends"}
             logger.warning(
                 "%s in update %d%s (%d so far)",
-                kind.replace("_", " ").capitalize().replace("Nonfinite", "NaN or infinite"),
+                KINDS[kind],
                 update,
                 outcome.get(kind, ""),
                 self.counts[kind],

@@ -46,11 +46,12 @@ class StopOnSigterm(TrainerCallback):
     several processes all stop after the same update, whichever of them got the signal.
 
     Attributes:
-        received: Whether the signal came.
+        stops: Whether the signal ends the training; the same on all processes.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.stops = False
+        self._received = False  # on this process: another may not know of it yet
         self._stops_inside_epoch = False
         self._previous: Any = None
         self._is_installed = False
@@ -59,7 +60,7 @@ class StopOnSigterm(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.received = self._stops_inside_epoch = False
+        self.stops = self._received = self._stops_inside_epoch = False
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # processes agree over a group on the CPU, so that no update waits for a GPU
             self._group = dist.new_group(backend="gloo")
@@ -68,11 +69,11 @@ class StopOnSigterm(TrainerCallback):
             self._is_installed = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        flag = torch.tensor(int(self._received))
         if self._group is not None:
-            flag = torch.tensor(int(self.received))
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-            self.received = bool(flag.item())
-        if self.received:
+        self.stops = bool(flag.item())
+        if self.stops:
             control.should_training_stop = True
             # at the end of an epoch the checkpoint waits for the evaluation
             self._stops_inside_epoch = not ends_epoch(state)
@@ -83,7 +84,7 @@ class StopOnSigterm(TrainerCallback):
     ) -> None:
         if self._stops_inside_epoch:  # the Trainer takes a break inside an epoch for its end
             control.should_log = control.should_evaluate = control.should_save = False
-        elif control.should_training_stop and self.received:
+        elif self.stops:
             control.should_save = True
 
     def on_train_end(
@@ -101,7 +102,7 @@ class StopOnSigterm(TrainerCallback):
             self._group = None
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+        self._received = True
         logger.warning("SIGTERM: saving a checkpoint after this update, then stopping.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import statistics
 import unicodedata
@@ -12,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rts_hf.faults import KINDS
+from rts_hf.files import write_text
 from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
 
@@ -52,9 +53,7 @@ def write_card(run_dir: str | Path) -> Path:
         ValueError: If one is not JSON, or ``run.json`` has a format this version does not know.
     """
     path = Path(run_dir) / "README.md"
-    draft = path.with_suffix(".md.tmp")  # so that a card that is there is whole
-    draft.write_text(render_card(run_dir), encoding="utf-8", newline="\n")
-    os.replace(draft, path)
+    write_text(path, render_card(run_dir))  # so that a card that is there is whole
     return path
 
 
@@ -149,6 +148,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
         "settings": _settings(record),
+        "faults": [(KINDS[kind], count) for kind, count in (record.get("faults") or {}).items() if count],
         "schedules": _schedules(record, log),
         "measured": _measured(optimizer.get("switch") or {}),
         "sharpness": sharpness,

@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def remove_drafts(folder: Path) -> None:
             path.unlink()
 
 
-def _numbered(name: str) -> Any:
+def _numbered(name: str) -> Iterator[Path]:
     stem = Path("runs") / re.sub(r"[^\w.-]+", "_", name).strip("._")
     return itertools.chain([stem], (stem.with_name(f"{stem.name}-{number}") for number in itertools.count(2)))
 
@@ -103,7 +103,7 @@ def _on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str
     if training_args.process_index == 0:
         try:
             outcome[0] = look()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             outcome[1] = str(error)
     found, refusal = broadcast_object_list(outcome)
     if refusal is not None:
@@ -114,8 +114,8 @@ def _on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str
 def _checkpoint_for(folder: Path, training_args: RTSTrainingArguments) -> str | None:
     wanted = training_args.resume_from_checkpoint
     if wanted is not None and _means_last(wanted):
-        return last_checkpoint(folder)
-    if wanted is not None:
+        wanted = last_checkpoint(folder)
+    elif wanted is not None:
         if not Path(wanted).is_dir():
             raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder; name one, or use 'last'.")
         missing = what_is_missing(wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -15,13 +14,14 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from rts_hf.config import RTS_FIELDS, TWO_PASS_OPTIMIZERS, RTSTrainingArguments
+from rts_hf.config import RTS_FIELDS, RTSTrainingArguments, is_two_pass, stepping_name
+from rts_hf.files import read_json_object, write_text
+from rts_hf.run_folder import STATE_NAME
 
 logger = logging.getLogger(__name__)
 
 MARKER_NAME = "checkpoint_complete.json"  # written last, so that its being there says that all else is
 STATE_KEY = "RTSTrainer"  # the trainer's own entries in trainer_state.json, beside the callbacks'
-_STATE_NAME = "trainer_state.json"
 
 # Training arguments that may change from one command of a run to the next: they leave the weights alone.
 _FREE = frozenset(
@@ -51,9 +51,7 @@ def mark_complete(checkpoint: str | Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MARKER_NAME
     }
-    draft = folder / f"{MARKER_NAME}.tmp"
-    draft.write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, folder / MARKER_NAME)
+    write_text(folder / MARKER_NAME, json.dumps({"files": files}, indent=2) + "\n")
 
 
 def clear(checkpoint: str | Path) -> None:
@@ -77,7 +75,7 @@ def what_is_missing(checkpoint: str | Path) -> str | None:
         state = read_state(folder)
         marker = folder / MARKER_NAME
         if marker.is_file():
-            for name, size in json.loads(marker.read_text(encoding="utf-8"))["files"].items():
+            for name, size in read_json_object(marker)["files"].items():
                 found = folder / name
                 if not found.is_file():
                     return f"{name} is missing"
@@ -146,16 +144,10 @@ def read_state(checkpoint: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing or not a JSON object.
     """
-    path = Path(checkpoint) / _STATE_NAME
-    if not path.is_file():
-        raise ValueError(f"{_STATE_NAME} is missing")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{_STATE_NAME} cannot be read ({error})") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{_STATE_NAME} holds no JSON object")
-    return state
+        return read_json_object(Path(checkpoint) / STATE_NAME)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,12 +185,13 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
         return None
     then, now = dict(kept["training"]), dict(arguments["training"])
     changed = _differences(then, now, leave_out=_FREE)
-    if {"opt", "base"} & changed.keys() and _stepping(then) != _stepping(now):
+    before, after = (stepping_name(training["opt"], training.get("base")) for training in (then, now))
+    if before != after:
         raise ValueError(
-            f"resume_from_checkpoint={checkpoint!r} holds the state of {_stepping(then)}, which {_stepping(now)} "
+            f"resume_from_checkpoint={checkpoint!r} holds the state of {before}, which {after} "
             f"cannot use ({_shown(changed)}); give the same arguments, or start anew with --checkpoint for its weights."
         )
-    is_late_start = not _is_two_pass(then) and now.get("opt") == "rts_pugd"
+    is_late_start = not is_two_pass(then["opt"]) and now.get("opt") == "rts_pugd"
     meant = {name for name in changed if is_late_start and (name in RTS_FIELDS or name == "opt")}
     stuck = {name: values for name, values in changed.items() if name in (*_KEPT, *_COUNTED)}
     if "opt" in changed and not is_late_start:
@@ -214,15 +207,6 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
             "or set override_schedule=True (--override_schedule) if the change is meant."
         )
     return _shown(changed) or None
-
-
-def _is_two_pass(training: Mapping[str, Any]) -> bool:
-    return str(training.get("opt")).lower().removeprefix("lookahead_") in TWO_PASS_OPTIMIZERS
-
-
-def _stepping(training: Mapping[str, Any]) -> str:
-    """Return the name of the optimizer that takes the actual steps."""
-    return str(training.get("base") or "sgd" if _is_two_pass(training) else training.get("opt")).lower()
 
 
 def _differences(

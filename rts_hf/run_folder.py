@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from rts_hf.files import read_json_object, write_text
 
 RECORD_NAME = "run.json"
 STATE_NAME = "trainer_state.json"
@@ -17,9 +18,7 @@ FORMAT = 1
 def write_record(folder: str | Path, record: dict[str, Any]) -> Path:
     """Write ``run.json`` so that a reader sees the old file or the new one, never half of one."""
     path = Path(folder) / RECORD_NAME
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -101,10 +100,4 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"run_dir={str(path.parent)!r} has no {path.name}; pass the folder that a finished training run wrote."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); it may have been cut off: run the training again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, but a run's record is a JSON object.")
-    return content
+    return read_json_object(path)

@@ -74,9 +74,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     """
     started = time.monotonic()
     _check_command(training_args)
-    if model_args.model is None:  # left open for the checkpoint to say
-        model_args.model = checkpoint_architecture(str(model_args.checkpoint)) or DEFAULT_MODEL
-    choose_folder(training_args, f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
+    name = model_args.model or checkpoint_architecture(str(model_args.checkpoint)) or DEFAULT_MODEL
+    model_args.model = name  # which the checkpoint may have had to say
+    choose_folder(training_args, f"{data_args.dataset}-{name}-{training_args.opt}")
     _check_starting_weights(model_args, training_args)
     checkpoint = prepare_folder(training_args)
     folder = Path(str(training_args.output_dir))
@@ -89,7 +89,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         if finished is not None:
             return finished
     set_seed(training_args.seed)
-    preprocessing = pretrained_data_config(model_args.model) if model_args.pretrained else {}
+    preprocessing = pretrained_data_config(name) if model_args.pretrained else {}
     with training_args.main_process_first(desc="loading the data"):
         data = load_data(
             data_args.dataset,
@@ -113,7 +113,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         data = replace(data, normalisation="pretrained weights")
     _check_command(training_args, num_classes=len(data.label_names))
     model = build_model(
-        model_args.model,
+        name,
         label_names=data.label_names,
         image_size=data.image_size,
         mean=data.mean,
@@ -157,7 +157,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         raise
     finally:
         stop.close()
-    if stop.received and trainer.state.global_step < trainer.state.max_steps:
+    if stop.stops and trainer.state.global_step < trainer.state.max_steps:
         interrupted = record("interrupted")
         if trainer.is_world_process_zero():
             print(

@@ -357,25 +357,30 @@ class RTSTrainer(ResumableTrainer):
             rts.observe_losses(train_loss=self._training_figures["train_loss"], eval_loss=metrics["eval_loss"])
         return metrics
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
         """Evaluate as the Trainer does, with the loss of exactly the images there are.
 
         The Trainer's own counts images that fill up a batch on several processes twice. A model of another kind than
         timm's, or a ``compute_loss_func``, keeps its loss.
         """
-        output = super().evaluation_loop(*args, **kwargs)
-        metrics = output.metrics or {}
-        name = next((key for key in metrics if key.endswith("_loss")), None)
-        if name and self._owns_loss:
-            loss = mean_cross_entropy(output.predictions, output.label_ids)
-            metrics[name] = metrics[name] if loss is None else loss
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        loss = mean_cross_entropy(output.predictions, output.label_ids) if self._owns_loss else None
+        if loss is not None and output.metrics is not None:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
         is_best = super()._determine_best_metric(metrics, trial)
         # under save_strategy="best" the Trainer saves only what this calls best; a signal's checkpoint is due anyhow
-        must_save = any(isinstance(c, StopOnSigterm) and c.received for c in self.callback_handler.callbacks)
+        must_save = any(isinstance(c, StopOnSigterm) and c.stops for c in self.callback_handler.callbacks)
         name = self.args.metric_for_best_model
         if is_best or name is None:
             return is_best or must_save

@@ -55,7 +55,7 @@ def test_bad_words(words: list[str], message: str) -> None:
         ("- a", "names and values"),
         ("num_train_epochs: [3]", r"setting num_train_epochs=\[3\] in .* must be a single value, not a list"),
         ("seed: 1.5", "setting seed=1.5 in .* cannot be read"),
-        ("learning_rate: true", "setting learning_rate=True in .* cannot be read: a number is needed"),
+        ("learning_rate: true", "setting learning_rate=True in .* cannot be read: could not convert"),
         ("skip_bad_images: 5", "setting skip_bad_images=5 in .* cannot be read"),
         ("dataset: {a: b}", "setting dataset={'a': 'b'} in .* must be a single value"),
         ("radius: square", "setting radius='square' in .* must be one of constant"),

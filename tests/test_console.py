@@ -33,7 +33,7 @@ def test_summary() -> None:
     assert "train           1293    0.1000    0.9750" in text
     assert "epoch 24.0, after 504 updates (fixed)" in text
     assert "756 in 630 updates, 30 epochs" in text
-    assert "Skipped updates       1 time" in text
+    assert "Non-finite gradient   1 time" in text
     assert "memory" not in text
     assert "Note                  Something to know." in text
     assert text.count("Note") == 1

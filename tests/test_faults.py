@@ -54,7 +54,7 @@ def test_tells_of_ever_fewer(caplog: pytest.LogCaptureFixture) -> None:
         for update in range(1, 101):
             faults.count("nonfinite_gradient", update)
     assert [record.args[1] for record in caplog.records] == [1, 2, 4, 8, 16, 32, 64]
-    assert caplog.messages[0] == "NaN or infinite gradient in update 1, which is skipped (1 so far)"
+    assert caplog.messages[0] == "Non-finite gradient in update 1, which is skipped (1 so far)"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

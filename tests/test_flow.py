@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from training_for_tests import make_trainer, training_logs
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from rts_hf.flow import StopOnSigterm
 from rts_hf.resuming import what_is_missing
@@ -36,7 +36,7 @@ def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, update: int) -> N
     stop = StopOnSigterm()
     first = make_trainer(tmp_path / "parts", callbacks=[stop, SignalAt(update)], **SETTINGS)
     first.train()
-    assert stop.received
+    assert stop.stops
     assert first.state.global_step == update
     assert signal.getsignal(signal.SIGTERM) is handler
     checkpoint = tmp_path / "parts" / f"checkpoint-{update}"
@@ -95,3 +95,24 @@ def test_sigterm_saves_at_the_end_of_an_epoch_that_was_not_the_best(tmp_path: Pa
         patch.setattr(Trainer, "_determine_best_metric", never_best)
         trainer.train()
     assert what_is_missing(tmp_path / "checkpoint-7") is None
+
+
+def test_processes_agree_on_the_update_after_which_they_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, state = StopOnSigterm(), TrainerState(epoch=0.5)
+    stop._group = "of two processes"
+    reduced: list[int] = []
+
+    def another_gets_it_first(flag: torch.Tensor, **kwargs: Any) -> None:
+        """The first time nobody has it, and it comes here just after; the next time both know."""
+        if not reduced:
+            stop._receive(signal.SIGTERM, None)
+        reduced.append(int(flag))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", another_gets_it_first)
+    seen = []
+    for _ in range(2):
+        control = TrainerControl()
+        stop.on_step_end(None, state, control)
+        seen.append((control.should_training_stop, control.should_save, stop.stops))
+    assert reduced == [0, 1]
+    assert seen == [(False, False, False), (True, True, True)]

@@ -10,6 +10,7 @@ import rts_hf
 PACKAGE = Path(rts_hf.__file__).parent
 # A row imports only from the rows it names; leaves import nothing of the package.
 LAYOUT: dict[str, set[str]] = {
+    "files": set(),
     "schedules": set(),
     "switching": set(),
     "perturbation": set(),
@@ -33,24 +34,24 @@ LAYOUT: dict[str, set[str]] = {
     "splits": set(),
     "batches": {"columns"},
     "data": {"batches", "columns", "sources", "splits"},
-    "checkpoints": {"backbones", "small_image"},
+    "checkpoints": {"backbones", "files", "small_image"},
     "backbones": {"small_image"},
     "models": {"backbones", "checkpoints", "small_image"},
     "sums": set(),
     "faults": set(),
     "flow": set(),
-    "resuming": {"config"},
+    "resuming": {"config", "files", "run_folder"},
     "draws": set(),
     "resumable": {"config", "draws", "flow", "resuming", "safe_saving", "settings", "sums"},
     "trainer": {
         "compiling", "config", "faults", "flow", "metrics", "optimizer", "parallelism", "resumable", "second_pass",
         "sums", "unwrapping",
     },
-    "run_folder": set(),
+    "run_folder": {"files"},
     "record": {"config", "data", "models", "run_folder", "settings", "trainer"},
     "figures": {"run_folder", "schedules"},
-    "hub": {"run_folder", "schedules"},
-    "console": {"unwrapping"},
+    "hub": {"faults", "files", "run_folder", "schedules"},
+    "console": {"faults", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
         "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "models", "output_folder",

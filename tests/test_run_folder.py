@@ -29,7 +29,7 @@ def test_a_record_with_nan_is_refused_and_the_old_one_stays(tmp_path: Path) -> N
     ("text", "error", "message"),
     [
         (None, FileNotFoundError, "has no run.json; pass the folder"),
-        ("{", ValueError, "is not JSON"),
+        ("{", ValueError, "is not valid JSON"),
         ("[1]", ValueError, "holds a list"),
         ('{"format": 2}', ValueError, "has format 2, but this version of rts_hf reads 1"),
     ],
