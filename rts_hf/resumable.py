@@ -18,7 +18,7 @@ from rts_hf.draws import SeededDraws
 from rts_hf.flow import SaveAfterEvaluation
 from rts_hf.resuming import STATE_KEY, check_same_run, clear, mark_complete, own_state, read_state, rotate
 from rts_hf.safe_saving import SafeSavingTrainer
-from rts_hf.settings import settings_of
+from rts_hf.settings import trajectory_settings
 from rts_hf.sums import DeviceSums
 
 _PATIENCE = "early_stopping_patience_counter"
@@ -167,8 +167,7 @@ class ResumableTrainer(SafeSavingTrainer):
                 setattr(callback, _PATIENCE, waited)
 
     def _all_arguments(self) -> dict[str, dict[str, Any]]:
-        training = {**settings_of(self.args), "processes": self.args.world_size}
-        return {**self.run_arguments, "training": training}
+        return {**self.run_arguments, "training": trajectory_settings(self.args)}
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._draws is not None:

@@ -42,7 +42,7 @@ from rts_hf.output_folder import (
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import RECORD_NAME, read_record, write_record
-from rts_hf.settings import settings_of
+from rts_hf.settings import settings_of, trajectory_settings
 from rts_hf.trainer import RTSTrainer
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     folder = Path(str(training_args.output_dir))
     arguments = {"model": settings_of(model_args), "data": settings_of(data_args)}
     if checkpoint is not None:
-        training = {**settings_of(training_args), "processes": training_args.world_size}
-        everything = {**arguments, "training": training}
+        everything = {**arguments, "training": trajectory_settings(training_args)}
         check_same_run(checkpoint, everything, override=training_args.override_schedule)
         finished = _finished_record(folder, training_args)
         if finished is not None:
@@ -144,14 +143,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
 
     if trainer.is_world_process_zero():
         print(_introduction(model, data, training_args), flush=True)
-    trainer.add_callback(_WhenReady(begin))
+    ready = _WhenReady(begin)
+    trainer.add_callback(ready)
     try:
         with warnings.catch_warnings():
             # the closing table and the card say it too
             warnings.filterwarnings("ignore", message=r"The switch .* never fired")
             trainer.train(resume_from_checkpoint=checkpoint)
     except (Exception, KeyboardInterrupt) as error:
-        if trainer.state.global_step:
+        if ready.has_come:
             with contextlib.suppress(OSError):  # a full disk must not hide what came before it
                 record("stopped", remark=f"Stopped after update {trainer.state.global_step}: {error or 'interrupted'}")
         raise
@@ -187,11 +187,13 @@ class _WhenReady(TrainerCallback):
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
+        self.has_come = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._function()
+        self.has_come = True
 
 
 def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArguments, *callbacks: Any) -> RTSTrainer:

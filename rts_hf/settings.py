@@ -42,3 +42,8 @@ def settings_of(arguments: Any, *, only_changed: bool = False) -> dict[str, Any]
         for name, value in values.items()
         if name not in _LEFT_OUT and not name.endswith("_token")
     }
+
+
+def trajectory_settings(args: RTSTrainingArguments) -> dict[str, Any]:
+    """Return the training arguments and what else decides which updates a run takes: the number of processes."""
+    return {**settings_of(args), "processes": args.world_size}

@@ -323,12 +323,14 @@ def test_a_run_that_cannot_go_on_says_so_in_its_record(tmp_path: Path, monkeypat
         return (found[0] * float("nan"), found[1]) if isinstance(found, tuple) else found * float("nan")
 
     monkeypatch.setattr(RTSTrainer, "compute_loss", poisoned)
-    with pytest.raises(TrainingFault, match="max_skipped_updates=4: the gradient of update 4"):
-        train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path, max_skipped_updates=4))
-    record = read_record(tmp_path)
-    assert record["status"] == "stopped"
-    assert record["faults"]["nonfinite_gradient"] == 4
-    assert "max_skipped_updates=4" in record["warnings"][-1]
+    for limit in (1, 4):
+        folder = tmp_path / str(limit)
+        with pytest.raises(TrainingFault, match=f"max_skipped_updates={limit}: the gradient of update {limit}"):
+            train(ModelArguments(model="test_resnet"), SMALL, settings(folder, max_skipped_updates=limit))
+        record = read_record(folder)
+        assert record["status"] == "stopped"
+        assert record["faults"]["nonfinite_gradient"] == limit
+        assert f"max_skipped_updates={limit}" in record["warnings"][-1]
 
 
 def test_a_checkpoint_brings_its_architecture(tmp_path: Path) -> None:
