@@ -71,19 +71,22 @@ def what_is_missing(checkpoint: str | Path) -> str | None:
     folder = Path(checkpoint)
     if not folder.is_dir():
         return "it is not a folder"
+    marker = folder / MARKER_NAME
     try:
         state = read_state(folder)
-        marker = folder / MARKER_NAME
-        if marker.is_file():
-            for name, size in read_json_object(marker)["files"].items():
-                found = folder / name
-                if not found.is_file():
-                    return f"{name} is missing"
-                if found.stat().st_size != size:
-                    return f"{name} has {found.stat().st_size} bytes of {size}"
-            return None
-    except (OSError, ValueError, KeyError) as error:
-        return str(error)
+        sizes = read_json_object(marker).get("files") if marker.is_file() else None
+    except (OSError, ValueError) as error:
+        return str(error).removeprefix(f"{folder}/")
+    if isinstance(sizes, dict):
+        for name, size in sizes.items():
+            found = folder / name
+            if not found.is_file():
+                return f"{name} is missing"
+            if found.stat().st_size != size:
+                return f"{name} has {found.stat().st_size} bytes of {size}"
+        return None
+    if marker.is_file():
+        return f"{MARKER_NAME} lists no files"
     if STATE_KEY in (state.get("stateful_callbacks") or {}):
         return f"{MARKER_NAME} is missing: it was not written to its end"
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*fsdp*")):

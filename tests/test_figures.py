@@ -446,5 +446,5 @@ def test_missing_folder_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format 2"):
         draw_run_figures(folder)
     (folder / "run.json").write_text('{"format": 1,', encoding="utf-8")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         draw_run_figures(folder)

@@ -556,7 +556,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     change(folder, "format", 1)
     text = json.dumps({"log_history": []})
     (folder / "trainer_state.json").write_text(text[:-1], encoding="utf-8")
-    with pytest.raises(ValueError, match=r"trainer_state\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"trainer_state\.json is not valid JSON"):
         render_card(folder)
 
 
