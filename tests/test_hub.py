@@ -1,10 +1,8 @@
-"""The card of a run: every figure comes from its files, nothing a user wrote is markup, its snippets run."""
+"""The card of a run: every figure comes from its files, its pictures are there, its snippets run."""
 
 from __future__ import annotations
 
 import json
-import math
-import random
 import re
 import subprocess
 import sys
@@ -13,42 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from cards_for_tests import change, metadata
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 from PIL import Image
 from run_folder_for_tests import KINDS, edit_json, write_run_folder
 
 from rts_hf.hub import FIGURES, render_card, write_card
 from rts_hf.schedules import AlphaSchedule
-
-
-def change(folder: Path, keys: str, value: object, file: str = "run.json") -> None:
-    """Set one entry, named by its keys with dots between."""
-
-    def edit(content: dict[str, Any]) -> None:
-        *path, last = keys.split(".")
-        for key in path:
-            content = content[key]
-        content[last] = value
-
-    edit_json(folder / file, edit)
-
-
-def metadata(card: str) -> dict[str, Any]:
-    """Return the YAML head, read by a plain YAML parser rather than by the library that wrote it."""
-    _, head, _ = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
-    content = yaml.safe_load(head)
-    assert isinstance(content, dict)
-    return content
-
-
-def results_by_split(card: str) -> dict[str, dict[str, float]]:
-    (model,) = metadata(card)["model-index"]
-    return {
-        result["dataset"]["split"]: {metric["type"]: metric["value"] for metric in result["metrics"]}
-        for result in model["results"]
-    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,151 +221,6 @@ def test_two_pass_runs_are_tagged(tmp_path: Path, kind: str, tag: str) -> None:
     assert {tag, "timm", "transformers", "image-classification", "sharpness-aware-minimization"} == set(tags)
 
 
-def test_metadata_tells_validation_and_test_apart(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "metrics.validation", {"loss": 0.1, "accuracy": 0.91, "f1_macro": 0.92})
-    change(folder, "metrics.test", {"loss": 0.2, "accuracy": 0.81, "f1_macro": 0.82, "top5_accuracy": 0.99})
-    card = render_card(folder)
-    head = metadata(card)
-    assert results_by_split(card) == {
-        "validation part held out of train": {"accuracy": 0.91, "f1": 0.92},
-        "test": {"accuracy": 0.81, "f1": 0.82, "top_5_accuracy": 0.99},
-    }
-    assert (head["library_name"], head["metrics"]) == ("timm", ["accuracy", "f1"])
-    assert "license" not in head, "what the user's model is licensed under is the user's to say"
-    assert head["model-index"][0]["results"][1]["metrics"][0]["name"] == "test accuracy"
-
-
-def test_card_says_which_splits_were_measured_and_whether_they_were_held_out(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "data.split_sources.test.split", "valid")
-    change(folder, "arguments.data.max_eval_samples", 1)
-    card = render_card(folder)
-    assert 'on 360 images, the split "valid".' in card
-    held_out = 'held out of the split "train", a seeded part with each class in proportion'
-    assert (
-        '- Train: the split "train" without the held-out validation part\n'
-        f"- Validation: {held_out}; at most 1 image of it\n"
-        '- Test: the split "valid", not held out of train; at most 1 image of it\n'
-    ) in card
-    assert set(results_by_split(card)) == {"validation part held out of train", "valid"}
-
-    change(folder, "arguments.data.max_eval_samples", None)
-    change(folder, "data.split_sources.test", {"split": "train", "held_out": True})
-    card = render_card(folder)
-    assert 'on 360 images, held out of the split "train".' in card
-    assert '- Train: the split "train" without the held-out validation part and test part' in card
-    assert f"- Test: {held_out}\n" in card
-    assert set(results_by_split(card)) == {"validation part held out of train", "test part held out of train"}
-
-    change(folder, "data.split_sources.validation", {"split": "dev", "held_out": False})
-    change(folder, "data.split_sources.test", None)
-    card = render_card(folder)
-    assert '- Train: the split "train"\n- Validation: the split "dev", not held out of train\n- Left out' in card
-
-
-def test_record_from_before_a_field_was_added_still_has_a_card(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-
-    def forget(record: dict[str, Any]) -> None:
-        del record["data"]["split_sources"], record["data"]["normalisation"], record["resumed_at"]
-        del record["optimizer"]["switch"]["fired"]
-
-    edit_json(folder / "run.json", forget)
-    card = render_card(folder)
-    assert "on 360 images.\n" in card
-    assert "- Images: train 1,277, validation 160, test 360\n- Left out" in card
-    assert "standard deviation 0.376, 0.376, 0.376\n" in card
-    assert "(1 process, 2 CPU threads). Energy" in card
-    assert set(results_by_split(card)) == {"validation", "test"}
-
-
-@pytest.mark.parametrize(
-    ("kind", "kept", "chosen"),
-    [("rts_pugd", "with the best validation accuracy", True), ("kept_last", "after the last update", False)],
-)
-def test_card_says_which_weights_were_kept(tmp_path: Path, kind: str, kept: str, chosen: bool) -> None:
-    card = render_card(write_run_folder(tmp_path / "run", kind))
-    assert re.findall("The weights kept are those (.*?), ", card) == [kept]
-    assert ("The validation split chose the weights" in card) is chosen
-
-
-@pytest.mark.parametrize("metrics", [{}, {"train": None, "validation": None, "test": None}, None])
-def test_run_that_has_just_begun_says_so(tmp_path: Path, metrics: object) -> None:
-    folder = write_run_folder(tmp_path / "run", "never_switched")
-    (folder / "trainer_state.json").rename(tmp_path / "state.json")
-    begun = {"status": "training", "metrics": metrics, "best": None, "updates": 1, "epochs": 0.05}
-    edit_json(
-        folder / "run.json", lambda record: record.update(begun, gradient_evaluations=1, seconds=None, warnings=[])
-    )
-    with pytest.raises(FileNotFoundError, match=r"no trainer_state\.json"):
-        render_card(folder)
-    (folder / "trainer_state.json").write_text('{"log_history": []}', encoding="utf-8")
-    card = render_card(folder)
-    assert "(status: training): 1 update had been done when this was written. None was perturbed.\n" in card
-    assert "Nothing was measured." in card
-    assert "**The switch had not fired** when this was written." in card
-    assert not re.search("weights kept|never fired|alone made|says nothing about|Training stopped", card)
-    assert "model-index" not in metadata(card)
-
-
-def test_run_without_test_split_says_so(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "metrics.test", None)
-    change(folder, "data.splits.test", None)
-    card = render_card(folder)
-    assert "No test split was measured." in card
-    assert "Test accuracy" not in card
-    assert "- Images: train 1,277, validation 160\n" in card
-    assert set(results_by_split(card)) == {"validation part held out of train"}
-
-
-def test_run_without_any_measure_says_so(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run", "no_logs")
-    change(folder, "metrics", {"train": {}, "validation": {}, "test": None})
-    card = render_card(folder)
-    assert "Nothing was measured." in card
-    assert not {"model-index", "metrics"} & set(metadata(card))
-
-
-def test_measures_that_are_not_finite_stay_out_of_the_metadata(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "metrics.test", {"loss": math.nan, "accuracy": math.nan})
-    card = render_card(folder)
-    assert "| test | 360 | not finite | not finite |" in card
-    assert set(results_by_split(card)) == {"validation part held out of train"}
-    change(folder, "metrics.test", {"loss": None, "accuracy": 0.1})  # JSON as runs write it has no NaN
-    assert "| test | 360 | not finite | 0.1000 |" in render_card(folder)
-
-
-@pytest.mark.parametrize(
-    ("loss", "shown"),
-    [(99.98765, "99.9877"), (100.0, "100"), (1234.5678, "1235"), (3.2e9, "3.2e+09"), (-2e5, "-2e+05")],
-)
-def test_huge_losses_have_four_digits(tmp_path: Path, loss: float, shown: str) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "metrics.test.loss", loss)
-    assert f"| test | 360 | {shown} | 0.9778 |" in render_card(folder)
-
-
-@pytest.mark.parametrize(
-    ("source", "is_hub", "sentence"),
-    [
-        ("uoft-cs/cifar10", True, "the Hub data set uoft-cs/cifar10"),
-        ("embedded", False, "embedded in the package scikit-learn"),
-        ("my_cats", False, "the local folder my_cats"),
-    ],
-)
-def test_only_hub_data_sets_are_linked(tmp_path: Path, source: str, is_hub: bool, sentence: str) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "data.source", source)
-    card = render_card(folder)
-    assert metadata(card).get("datasets") == ([source] if is_hub else None)
-    assert sentence in card
-    types = {result["dataset"]["type"] for result in metadata(card)["model-index"][0]["results"]}
-    assert types == {source if is_hub else "scikit-learn" if source == "embedded" else "local-folder"}
-
-
 def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run")
     change(folder, "data.label_names", [f"class{i}" for i in range(100)])
@@ -415,99 +239,6 @@ def test_pictures_are_shown_if_they_are_there(tmp_path: Path) -> None:
     assert re.findall(r"!\[.*\]\((.*)\)", render_card(folder)) == shown
     write_run_folder(folder, "sgd")
     assert re.findall(r"!\[.*\]\((.*)\)", render_card(folder)) == ["figures/history.png"]
-
-
-NASTY = [
-    "<script>alert(1)</script>",
-    "</details><img src=x onerror=alert(1)>",
-    "a | b | c",
-    "[click](http://evil.example)",
-    "![x](http://evil.example/x.png)",
-    "<http://evil.example> www.evil.example",
-    "`code` **bold** _it_ ~~gone~~ __init__",
-    "``` \n```\n# heading",
-    "\n---\nlicense: evil\n---\n",
-    "name: value # comment",
-    "'\"}: [{",
-    "{{ 7 * 7 }} {% raw %}",
-    "$$x$$ \\(y\\) @someone #1",
-    "\\| \\`",
-    "null",
-    "1e3",
-    "\x00\x1b[31m\u202egpj\u2028x\ud800",
-    "&lt;b&gt; &#96;",
-    "- [ ] item\r\n1. one",
-    "",
-    "é猫 نص",
-]
-TEXT_FIELDS = [
-    *("model.architecture", "model.checkpoint", "data.name", "data.source", "optimizer.name", "optimizer.base"),
-    *("best.metric", "hardware.device", "hardware.accelerator", "versions.torch", "status", "command"),
-    *("arguments.training.lr_scheduler_type", "optimizer.switch.kind", "arguments.data.dataset"),
-    *("data.normalisation", "data.split_sources.train.split", "data.split_sources.test.split"),
-]
-
-
-def nasty_text(rng: random.Random) -> str:
-    alphabet = "".join(NASTY) + "<>&|[]()`*_~$\\{}#!-=+:/'\"\n\r\t\u202e\x07"
-    return rng.choice([rng.choice(NASTY), "".join(rng.choices(alphabet, k=rng.randint(1, 40)))])
-
-
-def skeleton(card: str) -> list[tuple[str, str]]:
-    """Return the card's structure: every piece of markup in it, without the text between."""
-    tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(ModelCard(card).text)
-    found = []
-    for token in tokens:
-        found.append((token.type, token.tag))
-        for child in token.children or []:
-            if child.type not in ("text", "softbreak", "text_special", "entity"):
-                found.append((child.type, f"{child.tag}{child.attrs}{child.content if child.markup == '' else ''}"))
-        if token.type == "html_block":
-            found.append(("html", token.content))
-    return found
-
-
-@pytest.mark.parametrize("seed", range(25))
-def test_nothing_a_user_wrote_becomes_markup_or_metadata(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    folder = write_run_folder(tmp_path / "run")
-    plain: dict[str, Any] = dict.fromkeys(TEXT_FIELDS, "word")
-    plain |= {"data.label_names": ["word"] * 10, "warnings": ["word"] * 2, "data.skipped": {"word": 1}}
-    nasty: dict[str, Any] = {keys: nasty_text(rng) for keys in TEXT_FIELDS}
-    nasty |= {"data.label_names": [nasty_text(rng) for _ in range(10)], "warnings": [nasty_text(rng), nasty_text(rng)]}
-    nasty["data.skipped"] = {nasty_text(rng): 1}
-    nasty["model.checkpoint"] = nasty["model.checkpoint"] or "x"  # an empty one means there was none
-    nasty["hardware.accelerator"] = nasty["hardware.accelerator"] or "x"
-    cards = []
-    for texts in (plain, nasty):
-        for keys, value in texts.items():
-            change(folder, keys, value)
-        cards.append(render_card(folder))
-    write_card(folder)
-    assert skeleton(cards[1]) == skeleton(cards[0])
-    heads = [metadata(card) for card in cards]
-    assert list(heads[1]) == list(heads[0])
-    assert "license" not in heads[1]
-    assert list(results_by_split(cards[1]).values()) == list(results_by_split(cards[0]).values())
-
-
-@pytest.mark.parametrize(
-    "text", ["a < b & c", "snow_leopard", "50 % off", "*star*", "x|y", "_lead", "e.g. www.x.org", "=="]
-)
-def test_escaped_names_still_read_as_written(tmp_path: Path, text: str) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "data.label_names", [text, "other"])
-    html = MarkdownIt("commonmark").enable("table").render(ModelCard(render_card(folder)).text)
-    shown = text.replace("&", "&amp;").replace("<", "&lt;")
-    assert f"Classes: {shown} · other" in html
-
-
-def test_ordinary_names_stay_readable_in_the_source(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
-    change(folder, "warnings", ["The switch FixedSwitch(at=0.8) never fired."])
-    assert "- Warning of the run: The switch FixedSwitch(at=0.8) never fired.\n" in render_card(folder)
-    change(folder, "data.label_names", ["snow_leopard", "T-shirt/top", "St. Bernard's dog (big)"])
-    assert "snow_leopard · T-shirt/top · St. Bernard's dog (big)" in render_card(folder)
 
 
 @pytest.mark.parametrize("needs_rts_hf", [False, True])
