@@ -10,7 +10,9 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
+from rts_hf.data import DataBundle, ImageClassificationDataset, load_data
 from rts_hf.sources import PRESETS
 
 HUB_PRESETS = [name for name, preset in PRESETS.items() if preset.hub_id is not None]
@@ -114,3 +116,27 @@ def redirect_hub(monkeypatch: pytest.MonkeyPatch, hub_id: str, folder: Path) -> 
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
+
+
+@pytest.fixture(name="load")
+def load_with_own_cache(tmp_path: Path) -> Any:
+    """`load_data` with a cache of its own."""
+
+    def load(dataset: Any, **options: Any) -> DataBundle:
+        return load_data(str(dataset), cache_dir=str(tmp_path / "cache"), **options)
+
+    return load
+
+
+def save(folder: Path, **splits: Any) -> Path:
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
+def numbers(split: ImageClassificationDataset | None) -> list[int]:
+    """Which of the numbered pictures a split holds; red must be the label."""
+    assert split is not None
+    assert split.images is not None
+    colours = split.images[:, :, 0, 0].long()
+    assert torch.equal(colours[:, 0], split.labels)
+    return (colours[:, 1] + 256 * colours[:, 2]).tolist()
