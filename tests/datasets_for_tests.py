@@ -140,3 +140,12 @@ def numbers(split: ImageClassificationDataset | None) -> list[int]:
     colours = split.images[:, :, 0, 0].long()
     assert torch.equal(colours[:, 0], split.labels)
     return (colours[:, 1] + 256 * colours[:, 2]).tolist()
+
+
+@pytest.fixture(name="cache")
+def own_cache(tmp_path: Path) -> str:
+    return str(tmp_path / "cache")
+
+
+def sizes(splits: Any) -> dict[str, int]:
+    return {name: len(part) for name, part in splits.items()}
