@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import timm
 import torch
+from models_for_tests import (
+    DATA,
+    LABELS,
+    RECORDED,
+    VARIANT,
+    build,
+    cached,
+    logits,
+    offline_hub,  # noqa: F401
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rts_hf.models import (
-    INTERPOLATIONS,
-    build_model,
-    load_model,
-    needs_rts_hf,
-    plain_name,
-    pretrained_data_config,
-    save_model,
-)
+from rts_hf.models import load_model, plain_name, save_model
 
-LABELS = ["plain", "spaß, \"quoted\" and 'so'", "日本語\nline", "3", ""]
-DATA: dict[str, Any] = {"image_size": 32, "mean": (0.3, 0.4, 0.5), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
 # name → number of classes, arguments; two classes are also transformers' default and so easily lost
 PLAIN: dict[str, tuple[int, dict[str, Any]]] = {
     "test_resnet": (5, {"small_image_stem": False, "model_args": {"drop_path_rate": 0.1}}),
@@ -38,22 +36,11 @@ PLAIN: dict[str, tuple[int, dict[str, Any]]] = {
     "test_efficientnet_gn": (5, {}),
     "vit_tiny_patch16_224": (3, {"model_args": {"depth": 2}}),
 }
-VARIANT = "resnet_micro_small"
-RECORDED = "resnet_micro_small__import_rts_hf_first"
-
-
-def build(name: str = "test_resnet", classes: int = 3, **options: Any) -> Any:
-    return build_model(name, label_names=LABELS[:classes], **{**DATA, **options})
 
 
 def images(size: tuple[int, int] = (32, 32), count: int = 2) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)) for _ in range(count)]
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)).logits
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +177,6 @@ def test_both_names_of_a_variant_build_it(name: str, folders: Path) -> None:
     torch.testing.assert_close(logits(model), load_file(folders / VARIANT / "expected")["logits"])
 
 
-def test_recorded_names_are_not_suggested() -> None:
-    with pytest.raises(ValueError, match=r"did you mean .*resnet_micro_small") as caught:
-        build("resnet_micro_small__import_rts")
-    assert "_first" not in str(caught.value)
-
-
 @pytest.mark.parametrize("name", [*PLAIN, VARIANT])
 def test_load_model(name: str, folders: Path, tmp_path: Path) -> None:
     """What load_model returns can be saved again, with the same keys."""
@@ -245,20 +226,6 @@ def test_an_image_of_the_right_size_is_only_normalised(tmp_path: Path) -> None:
     torch.testing.assert_close(prepared, (pixels - mean) / std)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnet_micro_small"])
-def test_timms_initialisation_is_kept(name: str) -> None:
-    """transformers' class would draw every weight of a linear or convolution layer anew."""
-    torch.manual_seed(3)
-    model = build(name, small_image_stem=None)
-    drawn = torch.get_rng_state()
-    torch.manual_seed(3)
-    twin = timm.create_model(model.config.architecture, num_classes=3, **model.config.model_args)
-    assert torch.equal(drawn, torch.get_rng_state()), "nothing else is drawn"
-    assert model.training
-    for key, value in twin.state_dict().items():
-        assert torch.equal(model.timm_model.state_dict()[key], value), key
-
-
 def test_trainer_checkpoints_load_too(tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -292,46 +259,6 @@ def test_loss_and_copies() -> None:
     torch.testing.assert_close(logits(copy.deepcopy(model)), logits(model))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "architecture", "arguments"),
-    [
-        ("test_resnet", {}, "test_resnet_small", {}),
-        ("test_resnet", {"image_size": 96}, "test_resnet", {}),
-        ("test_resnet", {"image_size": 96, "small_image_stem": True}, "test_resnet_small", {}),
-        ("test_resnet.r160_in1k", {"small_image_stem": False}, "test_resnet", {}),
-        ("timm/test_vit.r160_in1k", {}, "test_vit", {"img_size": 32, "patch_size": 8}),
-        ("test_vit", {"model_args": {"patch_size": 4}}, "test_vit", {"img_size": 32, "patch_size": 4}),
-        ("test_convnext", {}, "test_convnext", {"patch_size": 1}),
-        (
-            "test_convnext",
-            {"model_args": {"patch_size": None, "drop_rate": 0.1}},
-            "test_convnext",
-            {"patch_size": 1, "drop_rate": 0.1},
-        ),
-        ("test_efficientnet_gn", {"image_size": 48}, "test_efficientnet_gn", {}),
-    ],
-)
-def test_what_is_recorded(name: str, options: dict[str, Any], architecture: str, arguments: dict[str, Any]) -> None:
-    config = build(name, **options).config
-    assert plain_name(config.architecture) == architecture
-    assert needs_rts_hf(config.architecture) is architecture.endswith("_small")
-    assert config.model_args == arguments
-    assert config.num_labels == 3
-    assert config.label2id == {label: index for index, label in enumerate(LABELS[:3])}
-
-
-def test_the_stem_taken_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="rts_hf")
-    build("test_resnet")
-    assert "test_resnet becomes test_resnet_small" in caplog.text
-
-
-def test_grey_images() -> None:
-    model = build("test_resnet", mean=[0.5], std=[0.2], model_args={"in_chans": 1})
-    assert model.config.pretrained_cfg["input_size"] == [1, 32, 32]
-    assert model(torch.randn(2, 1, 32, 32)).logits.shape == (2, 3)
-
-
 def test_checkpoint_with_other_classes(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build("test_vit", classes=4, checkpoint=str(folders / "test_vit"))
     assert "has 2 classes, the data set 4 classes" in caplog.text
@@ -340,64 +267,9 @@ def test_checkpoint_with_other_classes(folders: Path, caplog: pytest.LogCaptureF
     assert model.config.num_labels == 4
 
 
-@pytest.mark.parametrize("saved", ["test_resnet", "test_resnet_small"])
-def test_a_checkpoint_decides_the_stem(saved: str, tmp_path: Path) -> None:
-    save_model(build(saved, small_image_stem=saved.endswith("small")), tmp_path)
-    model = build("test_resnet", checkpoint=tmp_path / "model.safetensors")
-    assert plain_name(model.config.architecture) == saved
-    torch.testing.assert_close(logits(model), logits(load_model(tmp_path)))
-
-
 def test_the_wrong_stem_for_a_checkpoint(folders: Path) -> None:
     with pytest.raises(ValueError, match=r"does not fit test_resnet_small.*1 missing: conv1\.weight; 13 unexpected"):
         build("test_resnet", checkpoint=str(folders / "test_resnet"), small_image_stem=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_names": ["only"]}, "label_names must name at least 2 classes, got .*only"),
-        ({"label_names": ["a", "b", "a"]}, "label_names holds 'a' more than once"),
-        ({"label_names": [1, 2]}, "label_names must be a sequence of strings"),
-        ({"label_names": "ab"}, "label_names must be a sequence of strings"),
-        ({"label_names": None}, "label_names must be a sequence of strings"),
-        ({"label_names": {"a": 1, "b": 2}}, "label_names must be a sequence of strings"),
-        ({"image_size": True}, "image_size must be a whole number"),
-        ({"image_size": 0}, "image_size must be a whole number"),
-        ({"image_size": 32.0}, "image_size must be a whole number"),
-        ({"mean": [0.5]}, "mean must hold 3 finite numbers, one a channel"),
-        ({"mean": 0.5}, "mean must hold 3 finite numbers"),
-        ({"mean": None}, "mean must hold 3 finite numbers"),
-        ({"std": ["a", "b", "c"]}, "std must hold 3 finite numbers"),
-        ({"std": [0.5, float("nan"), 1]}, "std must hold 3 finite numbers"),
-        ({"std": [0.0, 1, 1]}, "std must be positive"),
-        ({"interpolation": "random"}, "interpolation must be one of nearest, bilinear"),
-        ({"model_args": {"dropout": 1}}, "model_args holds 'dropout', which test_resnet_small does not take"),
-        ({"model_args": [1]}, r"model_args must map names of arguments to values, got \[1\]"),
-        ({"model_args": {1: 2}}, "model_args must map names of arguments to values"),
-        ({"model_args": {"in_chans": "3"}}, r"model_args\['in_chans'\] must be a whole number from 1 up, got '3'"),
-        ({"model_args": {"num_classes": 3}}, "model_args may not hold num_classes"),
-        ({"model_args": {"act_layer": torch.nn.GELU}}, r"model_args\['act_layer'\] is .*config.json cannot hold"),
-        ({"model_args": {"img_size": 64}}, r"model_args\['img_size'\] 64 is not image_size 32"),
-        ({"pretrained": True, "checkpoint": "x"}, "give one of them"),
-        ({"pretrained": True, "small_image_stem": True}, "small_image_stem=True does not fit the pretrained weights"),
-        ({"name": "test_vit", "small_image_stem": True}, "'test_vit' has no small-image variant"),
-        ({"name": None}, "name None is no model: give a timm name"),
-        ({"name": " "}, "name ' ' is no model"),
-        ({"name": "resnet9"}, "is no model of timm .*did you mean"),
-        ({"name": "test_vit", "image_size": 33}, "image_size 33 cannot be cut"),
-        ({"checkpoint": "nowhere.safetensors"}, "does not exist"),
-        ({"name": "resnet18_small", "pretrained": True}, "no pretrained weights for 'resnet18_small'"),
-    ],
-)
-def test_bad_arguments(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build_model(**{"name": "test_resnet", "label_names": LABELS[:3], **DATA, **options})
-
-
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_every_interpolation_is_one_of_timms(interpolation: str) -> None:
-    assert timm.data.transforms.str_to_interp_mode(interpolation).value == interpolation
 
 
 def test_saving_and_loading_errors(tmp_path: Path) -> None:
@@ -445,96 +317,3 @@ def test_loading_weights_of_another_shape(folders: Path, tmp_path: Path) -> None
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"do not fit its config\.json: mismatched_keys .*fc\.weight.*9, 96"):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "needed"),
-    [
-        ("resnet18_small", True),
-        ("resnet18_small__import_rts_hf_first", True),
-        ("test_resnet_small", True),
-        ("resnet18", False),
-        ("vit_tiny_patch16_224", False),
-        ("no", False),
-    ],
-)
-def test_needs_rts_hf(name: str, needed: bool) -> None:
-    assert needs_rts_hf(name) is needed
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An offline Hub whose cache is empty."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path / "hub"
-
-
-def cached(hub_cache: Path, repository: str) -> Path:
-    """The folder of a repository's only revision in the cache."""
-    entry = hub_cache / f"models--{repository.replace('/', '--')}"
-    (entry / "refs").mkdir(parents=True)
-    (entry / "refs" / "main").write_text("0" * 40)
-    (entry / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    return entry / "snapshots" / ("0" * 40)
-
-
-def put_timm_weights(hub_cache: Path) -> dict[str, torch.Tensor]:
-    torch.manual_seed(5)
-    backbone = timm.create_model("test_vit")
-    folder = cached(hub_cache, "timm/test_vit.r160_in1k")
-    save_file(backbone.state_dict(), folder / "model.safetensors")
-    cfg = {**backbone.pretrained_cfg, "mean": [0.1, 0.2, 0.3]}
-    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": cfg}))
-    return backbone.state_dict()
-
-
-@pytest.mark.parametrize(
-    "name", ["test_vit", "test_vit.r160_in1k", "timm/test_vit.r160_in1k", "hf-hub:timm/test_vit.r160_in1k"]
-)
-def test_pretrained_weights(name: str, hub_cache: Path) -> None:
-    weights = put_timm_weights(hub_cache)
-    model = build(name, pretrained=True)
-    state = model.timm_model.state_dict()
-    assert torch.equal(state["blocks.0.attn.qkv.weight"], weights["blocks.0.attn.qkv.weight"])
-    assert state["head.weight"].shape[0] == 3
-    assert model.config.architecture == "test_vit"
-    assert model.config.model_args == {"img_size": 32, "patch_size": 8}
-    twin = timm.create_model("test_vit", pretrained=True, num_classes=3, img_size=32, patch_size=8)
-    assert all(torch.equal(state[key], value) for key, value in twin.state_dict().items() if "head" not in key)
-
-
-def test_the_data_config_of_pretrained_weights(hub_cache: Path) -> None:
-    put_timm_weights(hub_cache)
-    assert pretrained_data_config("test_vit")["mean"] == (0.5, 0.5, 0.5)
-    assert pretrained_data_config("timm/test_vit.r160_in1k")["mean"] == (0.1, 0.2, 0.3)
-    assert pretrained_data_config("resnet18.a1_in1k") == {
-        "mean": timm.data.IMAGENET_DEFAULT_MEAN,
-        "std": timm.data.IMAGENET_DEFAULT_STD,
-        "interpolation": "bicubic",
-    }
-    with pytest.raises(ValueError, match="no pretrained weights for 'resnet18_small'"):
-        pretrained_data_config("resnet18_small")
-
-
-@pytest.mark.parametrize("name", ["test_vit", VARIANT])
-def test_a_model_saved_here_and_pushed_is_a_pretrained_one(name: str, hub_cache: Path) -> None:
-    """Its recorded arguments are taken up, the image size is the new one."""
-    old = build(name)
-    save_model(old, cached(hub_cache, "owner/mine"))
-    model = build("hf-hub:owner/mine", pretrained=True)
-    assert plain_name(model.config.architecture) == name
-    assert model.config.model_args == old.config.model_args
-    torch.testing.assert_close(logits(model), logits(old))
-    assert pretrained_data_config("hf-hub:owner/mine")["std"] == (0.2, 0.25, 0.3)
-    larger = build("hf-hub:owner/mine", pretrained=True, image_size=64)
-    assert larger.config.model_args == ({"img_size": 64, "patch_size": 8} if name == "test_vit" else {})
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "timm/test_vit.r160_in1k", "hf-hub:owner/mine"])
-def test_pretrained_without_a_network(name: str, hub_cache: Path) -> None:
-    repository = {"test_resnet": "timm/test_resnet.r160_in1k"}.get(name, name.removeprefix("hf-hub:"))
-    with pytest.raises(
-        OSError, match=f"weights in '{repository}' could not be reached.*give the file as checkpoint.*HF_HOME"
-    ):
-        build(name, pretrained=True)
