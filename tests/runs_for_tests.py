@@ -1,0 +1,15 @@
+"""A run of the training command that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rts_hf import DataArguments, RTSTrainingArguments
+
+SMALL = DataArguments(max_train_samples=120, max_eval_samples=40, image_size=8)
+
+
+def settings(folder: Path, **changes: Any) -> RTSTrainingArguments:
+    quiet = {"num_train_epochs": 3, "per_device_train_batch_size": 24, "logging_steps": 2, "disable_tqdm": True}
+    return RTSTrainingArguments(output_dir=str(folder), use_cpu=True, **{**quiet, **changes})
