@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from optimizer_for_tests import update_once
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -47,23 +49,6 @@ def batch(update: int) -> tuple[Tensor, Tensor]:
 def mine(update: int) -> tuple[Tensor, Tensor]:
     x, y = batch(update)
     return x.chunk(dist.get_world_size())[dist.get_rank()], y.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def update_once(net: nn.Module, optimizer: RTSPUGD, data: tuple[Tensor, Tensor], closure: bool = False) -> None:
-    def backward() -> Tensor:
-        loss = nn.functional.mse_loss(net(data[0]), data[1])
-        loss.backward()
-        return loss
-
-    if closure:
-        optimizer.step(backward)
-    else:
-        backward()
-        if optimizer.perturbing:
-            with optimizer.perturbed():
-                backward()
-        optimizer.step()
-    optimizer.zero_grad()
 
 
 def one_process(updates: int = UPDATES, **settings: object) -> tuple[list[Tensor], list[str]]:
@@ -179,12 +164,14 @@ SCENARIOS = {
     "fsdp2_resume_full": lambda: fsdp2_resume(full=True),
 }
 
-if __name__ == "__main__":
+
+def run_scenarios(scenarios: dict[str, Callable[..., None]], chosen: list[str], *arguments: object) -> None:
+    """Run the chosen scenarios, or all, on this process of the group; rank 0 says which passed."""
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
-    for name in sys.argv[1:] or SCENARIOS:
+    for name in chosen or scenarios:
         try:
-            SCENARIOS[name]()
+            scenarios[name](*arguments)
         except Exception as error:
             print(f"{name} failed on rank {dist.get_rank()}: {type(error).__name__}: {error}", flush=True)
             raise
@@ -192,3 +179,7 @@ if __name__ == "__main__":
             print(f"{name} passed", flush=True)
         dist.barrier()
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_scenarios(SCENARIOS, sys.argv[1:])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ from distributed_worker import (
     make_net,
     mine,
     one_process,
+    run_scenarios,
     shard,
-    update_once,
     whole,
 )
+from optimizer_for_tests import update_once
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from training_for_tests import Images, make_model, make_trainer, training_logs
@@ -206,16 +206,5 @@ SCENARIOS: dict[str, Any] = {
 }
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
     answer_as_a_gpu()
-    dist.init_process_group("gloo")
-    for name in sys.argv[2:] or SCENARIOS:
-        try:
-            SCENARIOS[name](Path(sys.argv[1]))
-        except Exception as error:
-            print(f"{name} failed on rank {dist.get_rank()}: {type(error).__name__}: {error}", flush=True)
-            raise
-        if dist.get_rank() == 0:
-            print(f"{name} passed", flush=True)
-        dist.barrier()
-    dist.destroy_process_group()
+    run_scenarios(SCENARIOS, sys.argv[2:], Path(sys.argv[1]))

@@ -1,4 +1,6 @@
-"""A tiny net with its batches, and the loop that trains it with RTSPUGD."""
+"""A tiny net with its batches, and the updates that train it with RTSPUGD."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,18 +31,32 @@ def make_batches(count: int, dtype: torch.dtype = torch.float64) -> list[tuple[T
     ]
 
 
-def loss_of(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def loss_of(net: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.mse_loss(net(batch[0]), batch[1])
+
+
+def update_once(
+    net: Callable[[Tensor], Tensor], optimizer: RTSPUGD, batch: tuple[Tensor, Tensor], closure: bool = False
+) -> None:
+    def backward() -> Tensor:
+        loss = loss_of(net, batch)
+        loss.backward()
+        return loss
+
+    if closure:
+        optimizer.step(backward)
+    else:
+        backward()
+        if optimizer.perturbing:
+            with optimizer.perturbed():
+                backward()
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 def loop(net: nn.Module, optimizer: RTSPUGD, batches: list) -> None:
     for batch in batches:
-        loss_of(net, batch).backward()
-        if optimizer.perturbing:
-            with optimizer.perturbed():
-                loss_of(net, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update_once(net, optimizer, batch)
 
 
 def weights(net: nn.Module) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from optimizer_for_tests import update_once
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_for_tests import SIZE, make_model, make_trainer
@@ -35,22 +36,8 @@ def train(net: nn.Module, forward: Any, closure: bool) -> list[Tensor]:
     optimizer = RTSPUGD(net.parameters(), lr=0.05, switch="fixed", switch_at=3, total_steps=UPDATES)
     for update in range(UPDATES):
         generator = torch.Generator().manual_seed(update)
-        x, y = torch.randn(8, 6, generator=generator), torch.randn(8, 3, generator=generator)
-
-        def backward(x: Tensor = x, y: Tensor = y) -> Tensor:
-            loss = nn.functional.mse_loss(forward(x), y)
-            loss.backward()
-            return loss
-
-        if closure:
-            optimizer.step(backward)
-        else:
-            backward()
-            if optimizer.perturbing:
-                with optimizer.perturbed():
-                    backward()
-            optimizer.step()
-        optimizer.zero_grad()
+        batch = torch.randn(8, 6, generator=generator), torch.randn(8, 3, generator=generator)
+        update_once(forward, optimizer, batch, closure)
     assert optimizer.stats()["gradient_evaluations"] == 3 + 2 * 5
     return [p.detach() for p in net.parameters()]
 
