@@ -82,6 +82,12 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("optimizer.switch.state.initial_sum", 0.5, "0.2 · 0.5 = 0.1"),
     ("updates", 340, "680 gradient evaluations in 340 updates; a plain optimizer needs 340"),
     ("gradient_evaluations", 600, "(1.5 times as many)"),
+    ("gradient_evaluations", 400, "in 400 updates; a plain optimizer needs 400 for the same epochs.\n"),
+    (
+        "faults",
+        {"nonfinite_loss": 2, "zero_gradient": 0, "out_of_memory": 1},
+        "non-finite loss 2×, out of memory 1×. An update",
+    ),
     ("epochs", 17.5, "17.5 epochs in"),
     ("seconds", 987.6, "in 987.6 seconds"),
     ("seed", 4711, "One run with seed 4711"),
