@@ -111,6 +111,15 @@ def check_best_model(args: Any) -> None:
         )
 
 
+def check_without_metrics(args: Any, model: str) -> None:
+    """Raise ValueError where the best weights are to be chosen by what is not measured of a kind of model."""
+    if args.load_best_model_at_end and args.metric_for_best_model not in ("loss", "eval_loss"):
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured: {model} is not known to give "
+            "logits of classes; pass compute_metrics, or metric_for_best_model='loss'."
+        )
+
+
 def check_together(args: Any) -> None:
     """Raise ValueError for arguments that contradict each other."""
     if not args.sync_first_pass and (args.fsdp or args.ddp_static_graph):

@@ -65,7 +65,7 @@ class SeededDraws(Dataset[Any]):
 
     @contextmanager
     def _seeded(self, indices: Sequence[int]) -> Iterator[None]:
-        text = f"{self.seed} {int(self._epoch)} {[int(index) for index in indices]}"
+        text = f"{self.seed} {int(self._epoch)} {[_plain(index) for index in indices]}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
         states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
         torch.default_generator.manual_seed(seed)
@@ -77,3 +77,8 @@ class SeededDraws(Dataset[Any]):
             torch.default_generator.set_state(states[0])
             np.random.set_state(states[1])
             random.setstate(states[2])
+
+
+def _plain(index: Any) -> Any:
+    """Return an index as it is written the same in every process, whatever kind of number it is."""
+    return int(index) if isinstance(index, int | np.integer | torch.Tensor) else index

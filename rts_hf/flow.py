@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class SaveAfterEvaluation(TrainerCallback):
-    """Lets a checkpoint that is due at the last update of an epoch wait for the epoch's evaluation.
+    """Lets a checkpoint that is due at the last update of an epoch, or of the run, wait for the epoch's evaluation.
 
     A run that resumes there begins with the next epoch, so an evaluation that was not yet in the checkpoint would never
     take place: its best weights, its log entry and what the switch hears of it would be lost.
@@ -107,5 +107,5 @@ class StopOnSigterm(TrainerCallback):
 
 
 def ends_epoch(state: TrainerState) -> bool:
-    """Return whether the last update was the last one of its epoch."""
-    return state.epoch is not None and float(state.epoch).is_integer()
+    """Return whether the last update was the last one of its epoch, or of the run."""
+    return state.epoch is not None and (float(state.epoch).is_integer() or state.global_step >= state.max_steps)

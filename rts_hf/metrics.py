@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 TOP_K = 5
+_CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
 
 
 def build_metrics(num_labels: int) -> dict[str, evaluate.Metric]:
@@ -81,6 +82,17 @@ def classification_metrics(num_labels: int) -> Callable[[EvalPrediction], dict[s
         return results
 
     return compute_metrics
+
+
+def is_classifier(model: Any) -> bool:
+    """Return whether a model gives one row of logits an image, of two classes or more, as far as it tells.
+
+    Every model of transformers has a ``num_labels``, those for other tasks too; of those the class's name decides.
+    """
+    from transformers import PreTrainedModel
+
+    is_known = not isinstance(model, PreTrainedModel) or type(model).__name__.endswith(_CLASSIFIERS)
+    return is_known and getattr(getattr(model, "config", None), "num_labels", 0) >= 2
 
 
 def mean_cross_entropy(logits: Any, labels: Any) -> float | None:

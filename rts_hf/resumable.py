@@ -12,11 +12,23 @@ import datasets
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
+from transformers.trainer_utils import SaveStrategy
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.draws import SeededDraws
-from rts_hf.flow import SaveAfterEvaluation
-from rts_hf.resuming import STATE_KEY, check_same_run, clear, mark_complete, own_state, read_state, rotate
+from rts_hf.flow import SaveAfterEvaluation, StopOnSigterm
+from rts_hf.resuming import (
+    STATE_KEY,
+    check_same_run,
+    last_checkpoint,
+    mark_begun,
+    mark_complete,
+    own_state,
+    read_state,
+    rotate,
+    what_is_missing,
+)
 from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.settings import trajectory_settings
 from rts_hf.sums import DeviceSums
@@ -43,6 +55,10 @@ class ResumableTrainer(SafeSavingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(SaveAfterEvaluation())
+        if self.args.enable_jit_checkpoint:  # transformers' own saves inside an update, which cannot be gone on with
+            self.remove_callback(JITCheckpointCallback)
+            if not any(isinstance(callback, StopOnSigterm) for callback in self.callback_handler.callbacks):
+                self.add_callback(StopOnSigterm())
         self.run_arguments: dict[str, dict[str, Any]] = {}
         self.resumed_at: list[int] = []
         self.changes: list[str] = []
@@ -58,13 +74,28 @@ class ResumableTrainer(SafeSavingTrainer):
         """Wall-clock seconds of the run so far, without the time between two commands of a resumed one."""
         return self._seconds_before + self.preparation_seconds + time.monotonic() - self._started
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as :meth:`transformers.Trainer.train` does."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as :meth:`transformers.Trainer.train` does.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True or ``"last"`` for the newest whole one of
+                ``args.output_dir``; None to start anew.
+            *args, **kwargs: As for :meth:`transformers.Trainer.train`.
+
+        Raises:
+            ValueError: If there is no such checkpoint, or a run cannot go on from it.
+        """
+        checkpoint = self._checkpoint_for(resume_from_checkpoint)
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self.resumed_at = []
         self.changes = []
-        output = super().train(*args, **kwargs)
+        evaluates_first = self.args.eval_on_start
+        self.args.eval_on_start = evaluates_first and checkpoint is None  # the run had that evaluation at its start
+        try:
+            output = super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.args.eval_on_start = evaluates_first
         return output._replace(training_loss=output.metrics.get("train_loss", output.training_loss))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -97,16 +128,16 @@ class ResumableTrainer(SafeSavingTrainer):
 
     # ---- Saving ----
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         states: Any = self.state.stateful_callbacks
         states[STATE_KEY] = {"args": {}, "attributes": self._describe_state()}
-        folder = Path(self._get_output_dir(trial=kwargs.get("trial"))) / f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        if self.args.should_save:
-            clear(folder)
-        self.accelerator.wait_for_everyone()  # before that no process may write its part
         try:
-            super()._save_checkpoint(*args, **kwargs)
+            if self.args.should_save:
+                mark_begun(folder)
+            self.accelerator.wait_for_everyone()  # before that no process may write its part
+            super()._save_checkpoint(model, trial, *args, **kwargs)
             self.accelerator.wait_for_everyone()  # now each process has written its part
             if self.args.should_save:
                 mark_complete(folder)
@@ -119,6 +150,19 @@ class ResumableTrainer(SafeSavingTrainer):
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate(folder.parent, limit, self.state.best_model_checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        # under save_strategy="best" the Trainer saves only what this calls best; a signal's checkpoint is due anyhow
+        must_save = any(isinstance(c, StopOnSigterm) and c.stops for c in self.callback_handler.callbacks)
+        name = self.args.metric_for_best_model
+        if is_best or name is None:
+            return is_best or must_save
+        is_equal = metrics[name if name.startswith("eval_") else f"eval_{name}"] == self.state.best_metric
+        if is_equal and self.args.save_strategy != SaveStrategy.NO:
+            self.state.best_global_step = self.state.global_step
+        return is_equal or must_save
 
     def _describe_state(self) -> dict[str, Any]:
         return {
@@ -149,7 +193,13 @@ class ResumableTrainer(SafeSavingTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         changed = check_same_run(checkpoint, self._all_arguments(), override=self.args.override_schedule)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (ValueError, KeyError) as error:  # of torch, where the groups differ
+            raise ValueError(
+                f"resume_from_checkpoint={checkpoint!r} holds an optimizer state that opt={self.args.opt!r} cannot "
+                f"use ({error}); take its weights for a new run."
+            ) from error
         kept = own_state(read_state(checkpoint))
         if kept:
             for name, sums in self._device_sums.items():
@@ -173,11 +223,41 @@ class ResumableTrainer(SafeSavingTrainer):
         if self._draws is not None:
             self._draws.begin_epoch(kwargs["epoch"])
         self._take_resumed_loss()
-        super()._run_epoch(*args, **kwargs)
+        if self.resumed_at and self._is_over():  # its last checkpoint; the Trainer looks only after another update
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._take_resumed_loss()  # where the checkpoint was the run's last, and no epoch was left
-        return super()._finalize_training(*args, **kwargs)
+        limit = self.args.save_total_limit
+        if not self._is_over():  # with a limit of 1, the Trainer would now delete what is to be resumed
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _is_over(self) -> bool:
+        """Return whether nothing is left to do of the run: all updates were done, or early stopping ended it."""
+        return self.state.global_step >= self.state.max_steps or any(
+            getattr(callback, _PATIENCE) >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+
+    def _checkpoint_for(self, wanted: str | bool | None) -> str | None:
+        if wanted is None or wanted is False:
+            return None
+        if wanted is True or wanted == "last":
+            return last_checkpoint(str(self.args.output_dir))
+        missing = what_is_missing(wanted)
+        if missing is not None:
+            raise ValueError(
+                f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({missing}); name another, or take its "
+                "weights for a new run."
+            )
+        return wanted
 
     def _take_resumed_loss(self) -> None:
         """Go on with the checkpoint's sums of losses, which the Trainer has set to zero."""

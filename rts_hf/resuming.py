@@ -20,7 +20,7 @@ from rts_hf.run_folder import STATE_NAME
 
 logger = logging.getLogger(__name__)
 
-MARKER_NAME = "checkpoint_complete.json"  # written last, so that its being there says that all else is
+MARKER_NAME = "checkpoint_complete.json"  # lists the files once all are there, and says until then that they are not
 STATE_KEY = "RTSTrainer"  # the trainer's own entries in trainer_state.json, beside the callbacks'
 
 # Training arguments that may change from one command of a run to the next: they leave the weights alone.
@@ -43,6 +43,20 @@ _COUNTED = (
 )  # fmt: skip
 
 
+def mark_begun(checkpoint: str | Path) -> None:
+    """Make the folder of a checkpoint, marked as this package's and not complete.
+
+    What this package left there before is deleted, the marker first: a kill leaves drafts of files under names of their
+    own, which nothing would overwrite. Files of somebody else's stay.
+    """
+    folder = Path(checkpoint)
+    if _is_own(folder):
+        (folder / MARKER_NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MARKER_NAME, json.dumps({"files": None}) + "\n")
+
+
 def mark_complete(checkpoint: str | Path) -> None:
     """Write the marker that says that all files of a checkpoint are there, with their sizes."""
     folder = Path(checkpoint)
@@ -54,47 +68,27 @@ def mark_complete(checkpoint: str | Path) -> None:
     write_text(folder / MARKER_NAME, json.dumps({"files": files}, indent=2) + "\n")
 
 
-def clear(checkpoint: str | Path) -> None:
-    """Delete what an earlier command left of a checkpoint that is about to be written; the marker goes first.
-
-    A kill leaves drafts of files under names of their own, which nothing would overwrite.
-    """
-    (Path(checkpoint) / MARKER_NAME).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-
-
 def what_is_missing(checkpoint: str | Path) -> str | None:
-    """Return why a checkpoint is not whole, or None if it is.
+    """Return why a run cannot go on from a checkpoint, or None if it can.
 
     One without the marker, as transformers' own Trainer writes it, is whole if what it needs is there and readable.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
         return "it is not a folder"
-    marker = folder / MARKER_NAME
-    try:
-        state = read_state(folder)
-        sizes = read_json_object(marker).get("files") if marker.is_file() else None
-    except (OSError, ValueError) as error:
-        return str(error).removeprefix(f"{folder}/")
-    if isinstance(sizes, dict):
-        for name, size in sizes.items():
-            found = folder / name
-            if not found.is_file():
-                return f"{name} is missing"
-            if found.stat().st_size != size:
-                return f"{name} has {found.stat().st_size} bytes of {size}"
+    cut_off = _what_was_cut_off(folder)
+    if cut_off is not None:
+        return cut_off
+    if not any(folder.rglob("*optim*")):
+        return "optimizer.pt is missing"
+    if (folder / MARKER_NAME).is_file():
         return None
-    if marker.is_file():
-        return f"{MARKER_NAME} lists no files"
-    if STATE_KEY in (state.get("stateful_callbacks") or {}):
-        return f"{MARKER_NAME} is missing: it was not written to its end"
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*fsdp*")):
         return "model.safetensors is missing"
+    if (folder / "optimizer.pt").is_file() and not (folder / "scheduler.pt").is_file():
+        return "scheduler.pt is missing"
     for name in ("optimizer.pt", "scheduler.pt"):
         path = folder / name
-        if not any(folder.glob("*optimizer*")):
-            return "optimizer.pt is missing"
         if path.is_file() and not zipfile.is_zipfile(path):
             return f"{name} cannot be read"
     return None
@@ -119,7 +113,7 @@ def last_checkpoint(run_dir: str | Path) -> str:
     raise ValueError(
         f"resume_from_checkpoint='last', but output_dir={str(folder)!r} holds no "
         + (
-            f"whole checkpoint ({reasons}); start the run again with --overwrite."
+            f"whole checkpoint ({reasons}); start the run again, over the old one with --overwrite."
             if broken
             else "checkpoint; a finished run needs none, another starts anew with --overwrite."
         )
@@ -129,15 +123,16 @@ def last_checkpoint(run_dir: str | Path) -> str:
 def rotate(run_dir: str | Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints until at most ``limit`` whole ones are left; the best and the newest always stay.
 
-    Those that are not whole go first: one that a kill cut off, newer than the one that was resumed, must not take the
-    place of one that can be resumed.
+    Those that a kill cut off go first: one that is newer than the one that was resumed must not take the place of one
+    that can be. Folders that this package did not write are counted, but taken to be as they should be.
     """
     if limit is None or limit <= 0:
         return
     for checkpoint in sort_checkpoints(str(run_dir)):
-        is_own = re.fullmatch(r"checkpoint-\d+", Path(checkpoint).name)  # the sorting takes checkpoint-5-mine as well
-        if is_own and what_is_missing(checkpoint) is not None:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        folder = Path(checkpoint)
+        is_named = re.fullmatch(r"checkpoint-\d+", folder.name)  # the sorting takes checkpoint-5-mine as well
+        if is_named and _is_own(folder) and _what_was_cut_off(folder) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     rotate_checkpoints(str(run_dir), save_total_limit=limit, best_model_checkpoint=best)
 
 
@@ -151,6 +146,12 @@ def read_state(checkpoint: str | Path) -> dict[str, Any]:
         return read_json_object(Path(checkpoint) / STATE_NAME)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from error
+
+
+def is_plain(checkpoint: str | Path) -> bool | None:
+    """Return whether an optimizer without a second pass wrote a checkpoint, or None where it does not say."""
+    kept = own_state(read_state(checkpoint)).get("arguments") or {}
+    return not is_two_pass(kept["training"]["opt"]) if "training" in kept else None
 
 
 def own_state(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +211,41 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
             "or set override_schedule=True (--override_schedule) if the change is meant."
         )
     return _shown(changed) or None
+
+
+def _is_own(folder: Path) -> bool:
+    """Return whether this package wrote a checkpoint, or began to."""
+    if (folder / MARKER_NAME).is_file():
+        return True
+    try:
+        return STATE_KEY in (read_state(folder).get("stateful_callbacks") or {})
+    except ValueError:
+        return False
+
+
+def _what_was_cut_off(folder: Path) -> str | None:
+    """Return what a checkpoint lacks of what was written or was to be written to it, or None."""
+    marker = folder / MARKER_NAME
+    try:
+        if not marker.is_file():
+            is_own = STATE_KEY in (read_state(folder).get("stateful_callbacks") or {})
+            return f"{MARKER_NAME} is missing: it was not written to its end" if is_own else None
+        content = read_json_object(marker)
+        sizes = content.get("files")
+        if "files" in content and sizes is None:
+            return "it was not written to its end"
+        if not isinstance(sizes, dict):
+            return f"{MARKER_NAME} lists no files"
+        for name, size in sizes.items():
+            found = folder / name
+            if not found.is_file():
+                return f"{name} is missing"
+            if found.stat().st_size != size:
+                return f"{name} has {found.stat().st_size} bytes of {size}"
+        read_state(folder)
+    except (OSError, ValueError) as error:
+        return str(error).removeprefix(f"{folder}/")
+    return None
 
 
 def _differences(

@@ -343,7 +343,10 @@ def create_switch(switch: str | PhaseSwitch | None, settings: Mapping[str, Any] 
                 f"switch_{key}={settings[key]!r} is not a setting of switch={switch!r}, which has "
                 f"{', '.join(f'switch_{name}' for name in known)}."
             )
-    return SWITCHES[switch](**settings)
+    try:
+        return SWITCHES[switch](**settings)
+    except ValueError as error:  # which names the setting without the prefix that it was given with
+        raise ValueError(f"switch_{error}" if str(error).startswith(tuple(settings)) else str(error)) from error
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

@@ -120,6 +120,11 @@ class TimedOptimizer(Optimizer):
         self._set(rts_step=0, rts_switched_at=-1, rts_gradient_evaluations=0, rts_pending_norms=[])
         self._look_at_switch()
 
+    def join(self, steps: int) -> None:
+        """Take part in a run from here on, of which the base optimizer has taken the first ``steps`` alone."""
+        self._set(rts_step=steps, rts_switched_at=-1, rts_gradient_evaluations=steps)
+        self._look_at_switch()
+
     # ---- Counting and switching ----
 
     def _finish_step(self, gradient_evaluations: int, norm: Tensor | None) -> None:

@@ -9,21 +9,23 @@ from typing import Any
 
 import timm.optim
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import TimmWrapperForImageClassification
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy
 
+from rts_hf.checks import check_without_metrics
 from rts_hf.compiling import refusals_explained
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.faults import FaultCounter
-from rts_hf.flow import StopOnSigterm
-from rts_hf.metrics import classification_metrics, mean_cross_entropy
+from rts_hf.metrics import classification_metrics, is_classifier, mean_cross_entropy
 from rts_hf.optimizer import RTSPUGD
 from rts_hf.parallelism import check_accelerator, name_blocks
 from rts_hf.resumable import ResumableTrainer
+from rts_hf.resuming import is_plain
 from rts_hf.second_pass import BufferSnapshot, RandomState, keep_buffers
 from rts_hf.sums import DeviceSums
 from rts_hf.unwrapping import unwrap_optimizer
@@ -71,10 +73,12 @@ class RTSTrainer(ResumableTrainer):
                 f"eval_dataset holds {len(self.eval_dataset)} data sets, but switch='generalization_gap' compares with "
                 "one validation loss; pass one data set."
             )
-        num_labels = getattr(getattr(self.model, "config", None), "num_labels", 0)
-        if self.compute_metrics is None and not self.args.batch_eval_metrics and num_labels >= 2:
-            self.compute_metrics = classification_metrics(num_labels)
         config = getattr(self.model, "config", None)
+        num_labels = getattr(config, "num_labels", 0)
+        if self.compute_metrics is None and not self.args.batch_eval_metrics and is_classifier(self.model):
+            self.compute_metrics = classification_metrics(num_labels)
+        if self.compute_metrics is None:
+            check_without_metrics(self.args, type(self.model).__name__)
         is_plain = getattr(config, "problem_type", None) in (None, "single_label_classification") and num_labels >= 2
         is_timm = isinstance(self.model, TimmWrapperForImageClassification)
         self._owns_loss = is_timm and is_plain and self.compute_loss_func is None
@@ -84,7 +88,9 @@ class RTSTrainer(ResumableTrainer):
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
         self._window_perturbs = False
         self._in_second_pass = False
+        self._window_is_open = False
         self._window_loss: Tensor | float = 0.0
+        self._norm = 0.0
         self._sharpness: Tensor | float | None = None
         self._since_log = DeviceSums("correct", "seen", "sharpness", "perturbed_updates", "nonfinite_losses")
         self._since_evaluation = DeviceSums("loss", "counted", "correct", "seen")
@@ -184,6 +190,9 @@ class RTSTrainer(ResumableTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and rts is not None and wanted is not None:
             self._reconcile(rts, wanted, checkpoint)
+            was_plain = is_plain(checkpoint)
+            if was_plain or (was_plain is None and rts.stats()["step"] == 0):
+                rts.join(self.state.global_step - self._lost_evaluations)  # one was lost with each skipped update
 
     def _reconcile(self, rts: RTSPUGD, wanted: dict[str, Any], checkpoint: str) -> None:
         """Refuse to go on with other settings than the checkpoint's, unless that is meant."""
@@ -202,8 +211,15 @@ class RTSTrainer(ResumableTrainer):
     # ---- The two passes ----
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch the micro-batches of the next update; forget those of an update that was broken off."""
+        """Fetch the micro-batches of the next update; forget those of an update that was broken off.
+
+        So are those at the end of an epoch of a data set without length, where they are too few for an update: their
+        gradients would otherwise be added to those of the next epoch's first update.
+        """
         rts = self.two_pass_optimizer
+        if self._window_is_open and self.optimizer is not None:
+            self.optimizer.zero_grad()
+        self._window_is_open = False
         self._window = []
         self._window_loss = 0.0
         self._sharpness = None
@@ -219,6 +235,7 @@ class RTSTrainer(ResumableTrainer):
         state = RandomState(self.args.device) if self._window_perturbs and self.args.same_dropout else None
         stays_local = self._window_perturbs and not self.args.sync_first_pass
         ends_window = self.accelerator.sync_gradients
+        self._window_is_open = not ends_window
         rts = self.two_pass_optimizer
         try:
             with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
@@ -265,7 +282,8 @@ class RTSTrainer(ResumableTrainer):
         """Return the gradient's norm just before the step, and leave the step nothing to take if it is not finite."""
         norm = super()._get_grad_norm(*args, **kwargs)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        size, optimizer, update = float(norm), self.optimizer, self.state.global_step + 1
+        self._norm = size = float(norm)
+        optimizer, update = self.optimizer, self.state.global_step + 1
         if math.isfinite(size):
             if self._sharpness is not None:
                 self._since_log.add(sharpness=self._sharpness, perturbed_updates=1)
@@ -273,6 +291,9 @@ class RTSTrainer(ResumableTrainer):
             self._lost_evaluations += 2 if self._window_perturbs else 1
             self._buffers.restore()
             optimizer.zero_grad()  # a gradient scaler has seen them, and lowers its scale
+        if isinstance(optimizer, AcceleratedOptimizer):
+            # The Trainer asks it whether the learning rate's schedule goes on. A gradient scaler answers in the step.
+            optimizer._is_overflow = not math.isfinite(size)
         self.faults.observe_norm(size, update=update)
         return norm
 
@@ -340,6 +361,8 @@ class RTSTrainer(ResumableTrainer):
         figures["phase"] = 0 if rts.last_phase == "sgd" else 1
         for name in ("alpha_r", "alpha_s", "gradient_norm", "epsilon_norm"):
             figures[name] = stats[name]
+        if self.args.max_grad_norm > 0 and not stats["epsilon_norm"]:
+            figures["gradient_norm"] = self._norm  # the optimizer had it after clipping
         if sums["perturbed_updates"]:
             figures["sharpness"] = sums["sharpness"] / sums["perturbed_updates"]
         return figures
@@ -375,16 +398,3 @@ class RTSTrainer(ResumableTrainer):
         if loss is not None and output.metrics is not None:
             output.metrics[f"{metric_key_prefix}_loss"] = loss
         return output
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Take the latest of equally good evaluations for the best: its learning rate is the most annealed."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        # under save_strategy="best" the Trainer saves only what this calls best; a signal's checkpoint is due anyhow
-        must_save = any(isinstance(c, StopOnSigterm) and c.stops for c in self.callback_handler.callbacks)
-        name = self.args.metric_for_best_model
-        if is_best or name is None:
-            return is_best or must_save
-        is_equal = metrics[name if name.startswith("eval_") else f"eval_{name}"] == self.state.best_metric
-        if is_equal and self.args.save_strategy != SaveStrategy.NO:
-            self.state.best_global_step = self.state.global_step
-        return is_equal or must_save

@@ -56,7 +56,7 @@ def test_the_generators_are_left_as_they_were() -> None:
         np.random.seed(3)
         random.seed(3)
         noise.__getitems__([1, 2])
-        with pytest.raises(ValueError):
+        with pytest.raises(TypeError):  # of the data set's own
             noise["no index"]
         noise[3]
         return [float(torch.rand(())), np.random.rand(), random.random()]
@@ -79,3 +79,18 @@ def test_a_data_set_of_batches_is_asked_for_batches() -> None:
     assert len(dataset) == 12
     assert not hasattr(dataset, "set_epoch")
     assert len(pickle.loads(pickle.dumps(SeededDraws(Noise(), seed=5)))) == 12  # as a worker that is spawned gets it
+
+
+@pytest.mark.parametrize("key", [(3, 64), "cat/7", np.int64(5)])
+def test_whatever_a_sampler_yields_is_an_index(key: Any) -> None:
+    class Keyed(Dataset[float]):
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, index: Any) -> float:
+            assert index == key
+            return float(torch.rand(()))
+
+    assert SeededDraws(Keyed(), seed=5)[key] == SeededDraws(Keyed(), seed=5)[key]
+    if isinstance(key, np.integer):
+        assert SeededDraws(Keyed(), seed=5)[key] == SeededDraws(Keyed(), seed=5)[int(key)]

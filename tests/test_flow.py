@@ -98,7 +98,7 @@ def test_sigterm_saves_at_the_end_of_an_epoch_that_was_not_the_best(tmp_path: Pa
 
 
 def test_processes_agree_on_the_update_after_which_they_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, state = StopOnSigterm(), TrainerState(epoch=0.5)
+    stop, state = StopOnSigterm(), TrainerState(epoch=0.5, max_steps=9)
     stop._group = "of two processes"
     reduced: list[int] = []
 

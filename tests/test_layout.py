@@ -44,8 +44,8 @@ LAYOUT: dict[str, set[str]] = {
     "draws": set(),
     "resumable": {"config", "draws", "flow", "resuming", "safe_saving", "settings", "sums"},
     "trainer": {
-        "compiling", "config", "faults", "flow", "metrics", "optimizer", "parallelism", "resumable", "second_pass",
-        "sums", "unwrapping",
+        "checks", "compiling", "config", "faults", "metrics", "optimizer", "parallelism", "resumable", "resuming",
+        "second_pass", "sums", "unwrapping",
     },
     "run_folder": {"files"},
     "record": {"config", "data", "models", "run_folder", "settings", "trainer"},

@@ -12,7 +12,7 @@ from training_for_tests import Images, make_model, make_trainer, training_logs
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from rts_hf import RTSTrainer
-from rts_hf.resuming import MARKER_NAME, own_state, read_state, what_is_missing
+from rts_hf.resuming import MARKER_NAME, mark_complete, own_state, read_state, what_is_missing
 
 SWITCHES = {
     "fixed": {"switch": "fixed", "switch_at": "7"},
@@ -88,6 +88,7 @@ def test_time_and_counts_go_on(tmp_path: Path) -> None:
     attributes["seconds"] = 1000.0
     attributes["counters"]["faults"]["nonfinite_gradient"] = 3
     state.write_text(json.dumps(content))
+    mark_complete(checkpoint)
     trainer = make_trainer(tmp_path, **settings)
     trainer.train(resume_from_checkpoint=checkpoint)
     assert 1000 < trainer.seconds < 1600
@@ -168,7 +169,7 @@ def test_a_plain_sgd_checkpoint_goes_on_with_rts_pugd(tmp_path: Path) -> None:
     trainer.add_callback(Watch())
     trainer.train(resume_from_checkpoint=last)
     assert torch.equal(found[0], momentum)
-    assert trainer.gradient_evaluations == 20
+    assert trainer.gradient_evaluations == 24  # of 14 updates, the last 10 perturbed
 
 
 def test_the_checkpoint_tells_what_it_belongs_to(tmp_path: Path) -> None:
