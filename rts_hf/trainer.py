@@ -361,8 +361,8 @@ class RTSTrainer(ResumableTrainer):
         figures["phase"] = 0 if rts.last_phase == "sgd" else 1
         for name in ("alpha_r", "alpha_s", "gradient_norm", "epsilon_norm"):
             figures[name] = stats[name]
-        if self.args.max_grad_norm > 0 and not stats["epsilon_norm"]:
-            figures["gradient_norm"] = self._norm  # the optimizer had it after clipping
+        if self.args.max_grad_norm > 0:  # the optimizer knows it after clipping
+            figures["gradient_norm"] *= max(1.0, self._norm / self.args.max_grad_norm)
         if sums["perturbed_updates"]:
             figures["sharpness"] = sums["sharpness"] / sums["perturbed_updates"]
         return figures

@@ -88,6 +88,8 @@ def test_a_poisoned_update_is_skipped_and_training_goes_on(
     assert trainer.gradient_evaluations == 6 * passes
     if rts is not None:
         assert rts.stats()["step"] == 5  # schedules and switch stay where they were
+    rates = {entry["step"]: entry["learning_rate"] for entry in training_logs(trainer)}
+    assert rates[3] == rates[4] != rates[5]  # and so does the learning rate's
 
 
 def test_a_loss_that_is_not_finite_alone_is_counted_and_kept_out_of_the_mean(tmp_path: Path) -> None:

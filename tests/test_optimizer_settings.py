@@ -103,7 +103,7 @@ def test_stats_are_plain_numbers() -> None:
         ({"scale": "inverse_sine_annealing"}, ValueError, "scale_beta_min=0.0 makes inverse_sine_annealing infinite"),
         ({"scale_beta_max": float("inf")}, ValueError, "scale_beta_max=inf"),
         ({"switch": "never"}, ValueError, "switch='never' is unknown"),
-        ({"switch": "gradient_variance", "switch_window": 1}, ValueError, "window=1"),
+        ({"switch": "gradient_variance", "switch_window": 1}, ValueError, "switch_window=1"),
         ({"switch_mu": 1.0}, ValueError, "switch_mu=1.0 is not a setting of switch='fixed'"),
         ({"perturb_every": 0}, ValueError, "perturb_every=0"),
         ({"total_steps": 0}, ValueError, "total_steps=0"),

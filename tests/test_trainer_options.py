@@ -1,12 +1,22 @@
 """RTSTrainer with all else the Trainer offers: evaluations, best weights, logs, other optimizers and settings."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from training_for_tests import Images, make_arguments, make_model, make_trainer, training_logs
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    GPT2Config,
+    GPT2LMHeadModel,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from rts_hf import RTSPUGD, GradientVarianceSwitch, RTSTrainer
 
@@ -218,3 +228,59 @@ def test_plain_training_arguments_are_refused(tmp_path: Path) -> None:
 def test_arguments_survive_a_dictionary(tmp_path: Path) -> None:
     arguments = make_arguments(tmp_path, switch="fixed", switch_at="0.25")
     assert arguments.to_dict()["switch_at"] == 0.25
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_gradient_norm_is_logged_as_it_was_before_clipping(tmp_path: Path, every: int) -> None:
+    settings = {"switch": "fixed", "switch_at": "3", "max_steps": 7, "learning_rate": 0.0, "perturb_every": every}
+    free, clipped = (make_trainer(tmp_path, max_grad_norm=limit, **settings) for limit in (0.0, 0.01))
+    for trainer in (free, clipped):
+        trainer.train()
+    norms = [[entry["gradient_norm"] for entry in training_logs(trainer)] for trainer in (free, clipped)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert min(norms[0]) > 0.01
+
+
+class Stream(IterableDataset[dict[str, torch.Tensor]]):
+    """Five batches of four images an epoch, which it does not tell beforehand."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        images = Images(20)
+        return (images[index] for index in range(20))
+
+
+def test_batches_too_few_for_an_update_do_not_reach_into_the_next_epoch(tmp_path: Path) -> None:
+    found: list[float] = []
+    # two micro-batches an update: the fifth of an epoch is left over
+    settings = {"max_steps": 4, "gradient_accumulation_steps": 2, "switch": "fixed", "switch_at": "0"}
+    trainer = make_trainer(tmp_path, train=Stream(), **settings)
+    step = trainer.training_step
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        if not found or trainer.state.global_step > len(found) - 1:
+            found.append(sum(float(p.grad.abs().sum()) for p in trainer.model.parameters() if p.grad is not None))
+        return step(*args, **kwargs)
+
+    trainer.training_step = watch
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert found == [0.0] * 4
+
+
+def test_other_models_of_transformers_get_no_metrics_of_classes(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    arguments = make_arguments(tmp_path)
+    trainer = RTSTrainer(model=GPT2LMHeadModel(config), args=arguments, train_dataset=Images())
+    assert trainer.compute_metrics is None
+    classifier = ViTForImageClassification(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16)
+    )
+    assert RTSTrainer(model=classifier, args=arguments, train_dataset=Images()).compute_metrics is not None
+
+
+def test_a_best_model_that_nothing_measures_is_refused_at_once(tmp_path: Path) -> None:
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match=r"metric_for_best_model='accuracy' is not measured: Linear .*'loss'"):
+        make_trainer(tmp_path, torch.nn.Linear(2, 2), **settings)
+    make_trainer(tmp_path, torch.nn.Linear(2, 2), metric_for_best_model="loss", **settings)
+    make_trainer(tmp_path, torch.nn.Linear(2, 2), compute_metrics=dict, **settings)
