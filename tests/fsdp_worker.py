@@ -167,10 +167,10 @@ class Watch(TrainerCallback):
         assert all(torch.equal(a, b) for a, b in zip(self.before, self._shards(), strict=True))
 
 
-def train(folder: Path, resume: bool = False, **settings: Any) -> tuple[list[Tensor], Any]:
+def train(folder: Path, watch: Watch | None = None, resume: bool = False, **settings: Any) -> tuple[list[Tensor], Any]:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    watch = Watch()
+    watch = watch or Watch()
     trainer = watch.trainer = make_trainer(
         folder, make_model(), Images(48), per_device_train_batch_size=4, callbacks=[watch], use_cpu=False,
         fsdp=True, **{**TRAINER, **settings},
@@ -195,6 +195,34 @@ def trainer(kind: str, folder: Path) -> None:
         assert torch.equal(a, b)
 
 
+def trainer_skips(folder: Path) -> None:
+    """One element of one shard's gradient is NaN, which the other process can only hear of through the norm."""
+    weights: list[list[Tensor]] = []
+
+    class Poison(Watch):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            norm_of = self.trainer._get_grad_norm
+
+            def poisoned(*args: Any, **kwargs: Any) -> Any:
+                if self.trainer.state.global_step == 3 and self.trainer.args.process_index == 1:
+                    shards = (p.grad.to_local() for p in self.trainer.model.parameters())
+                    next(shard for shard in shards if shard.numel()).view(-1)[0] = float("nan")
+                return norm_of(*args, **kwargs)
+
+            self.trainer._get_grad_norm = poisoned
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            weights.append(self._shards())
+
+    _, done = train(folder / "skips", Poison())
+    assert done.faults.counts["nonfinite_gradient"] == 1
+    assert [all(torch.equal(a, b) for a, b in zip(weights[2], weights[u], strict=True)) for u in (3, 4)] == [
+        True,
+        False,
+    ]
+    assert all(torch.isfinite(shard).all() for shard in weights[-1])
+
+
 SCENARIOS: dict[str, Any] = {
     "accelerate_updates": lambda folder: accelerate_updates(),
     "accelerate_resumes_sharded": lambda folder: accelerate_resumes("SHARDED_STATE_DICT", folder),
@@ -203,6 +231,7 @@ SCENARIOS: dict[str, Any] = {
     "refuses_version_1": lambda folder: refuses_version_1(),
     "trainer_sharded": lambda folder: trainer("SHARDED_STATE_DICT", folder),
     "trainer_full": lambda folder: trainer("FULL_STATE_DICT", folder),
+    "trainer_skips": trainer_skips,
 }
 
 if __name__ == "__main__":

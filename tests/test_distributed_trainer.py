@@ -7,12 +7,16 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import trainer_worker
+from training_for_tests import Images, make_model, make_trainer
+
+from rts_hf.schedules import AlphaSchedule
 
 WORKER = Path(__file__).parent / "trainer_worker.py"
 COMMON = {"learning_rate": 0.05, "num_train_epochs": 1, "weight_decay": 1e-3}
@@ -83,3 +87,49 @@ def test_bytes_sent_between_processes(tmp_path: Path) -> None:
     assert sgd["bytes"] > 0
     assert twice["bytes"] / sgd["bytes"] <= 2.04
     assert once["bytes"] / sgd["bytes"] <= 1.02
+
+
+def climbing_alone(lr: float, radius: AlphaSchedule, scale: AlphaSchedule) -> list[torch.Tensor]:
+    """Two processes that each climb their own gradient, with two micro-batches of two images, written out in one."""
+    model, batches = make_model(), []
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(Path(folder), model, Images(48), **COMMON, per_device_train_batch_size=2)
+        batches = list(trainer.get_train_dataloader())  # of which each process takes every second one
+    params = list(model.parameters())
+    for update in range(6):
+        progress, total = update / 5, [torch.zeros_like(p) for p in params]
+        for process in range(2):
+            mine = batches[4 * update + process : 4 * update + 4 : 2]
+
+            def gradient(mine: list[dict[str, torch.Tensor]] = mine) -> tuple[torch.Tensor, ...]:
+                loss = sum(model(**batch).loss for batch in mine) / 2
+                return torch.autograd.grad(loss, params)
+
+            g, start = gradient(), [p.detach().clone() for p in params]
+            norm = torch.cat([(p * d).detach().flatten() for p, d in zip(params, g, strict=True)]).norm()
+            with torch.no_grad():
+                for p, d in zip(params, g, strict=True):
+                    p.add_(radius(progress) * p.abs() * d / norm)
+            g_star = gradient()
+            with torch.no_grad():
+                for p, w in zip(params, start, strict=True):
+                    p.copy_(w)
+            total = [t + (a + scale(progress) * b) / 2 for t, a, b in zip(total, g_star, g, strict=True)]
+        norm = torch.cat([t.flatten() for t in total]).norm()
+        with torch.no_grad():
+            for p, t in zip(params, total, strict=True):
+                p.sub_(lr * t / norm)
+    return params
+
+
+def test_each_process_climbs_its_own_gradient(tmp_path: Path) -> None:
+    settings = {
+        **SWITCHES["from the start"], "scale_beta_max": 0.7, "momentum": 0.0, "weight_decay": 0.0,
+        "lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+    }  # fmt: skip
+    radius, scale = (AlphaSchedule("cosine_annealing", beta_min=0.0, beta_max=beta) for beta in (0.5, 0.7))
+    expected = climbing_alone(COMMON["learning_rate"], radius, scale)
+    alone, _ = run(tmp_path / "alone", 2, sync_first_pass=False, **settings)
+    assert difference(alone, expected) <= 1e-6
+    together, _ = run(tmp_path / "together", 2, **settings)
+    assert difference(together, expected) > 1e-4

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from training_for_tests import Images, make_model, make_trainer, training_logs
+from transformers import TrainerCallback
 
 from rts_hf import TrainingFault
 from rts_hf.faults import FaultCounter
@@ -170,3 +171,34 @@ def test_memory_that_runs_out_in_the_second_pass_is_counted_and_a_smaller_batch_
     rts = trainer.two_pass_optimizer
     assert rts is not None
     assert rts.stats()["step"] == trainer.state.global_step == trainer.state.max_steps
+
+
+def test_a_resumed_run_still_counts_the_passes_of_skipped_updates(tmp_path: Path) -> None:
+    settings = {**ALWAYS, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    whole = make_trainer(tmp_path, **settings)
+    poison(whole, math.nan, update=2)
+    whole.train()
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.gradient_evaluations == whole.gradient_evaluations == 12
+    assert training_logs(resumed)[-1]["skipped_updates"] == 1
+
+
+def test_nothing_of_a_run_that_was_broken_off_is_left_in_the_next(tmp_path: Path) -> None:
+    class BreakOff(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    settings = {**ALWAYS, "learning_rate": 0.0, "logging_steps": 3, "eval_strategy": "steps", "eval_steps": 6}
+    fresh, again = (make_trainer(tmp_path, **settings) for _ in range(2))
+    fresh.train()
+    breaks = BreakOff()
+    again.add_callback(breaks)
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.remove_callback(breaks)
+    again.train()
+    for entry, other in zip(fresh.state.log_history[:3], again.state.log_history[:3], strict=True):
+        timeless = {key for key in entry if "runtime" not in key and "per_second" not in key}
+        assert {key: entry[key] for key in timeless} == {key: other[key] for key in timeless}

@@ -38,6 +38,8 @@ def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, update: int) -> N
     first.train()
     assert stop.stops
     assert first.state.global_step == update
+    # in the middle of an epoch nothing is evaluated on the way out
+    assert [e["step"] for e in first.state.log_history if "eval_loss" in e] == ([7] if update >= 7 else [])
     assert signal.getsignal(signal.SIGTERM) is handler
     checkpoint = tmp_path / "parts" / f"checkpoint-{update}"
     assert what_is_missing(checkpoint) is None

@@ -71,7 +71,7 @@ def test_it_is_as_if_the_plain_part_had_been_the_first_phase(tmp_path: Path) -> 
         assert torch.equal(a, b)
 
 
-def test_a_checkpoint_of_transformers_own_trainer_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_an_optimizer_state_of_other_groups_is_refused_with_a_remedy(tmp_path: Path) -> None:
     arguments = TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, max_steps=4, save_steps=4, optim="sgd", learning_rate=0.05,
         per_device_train_batch_size=4, report_to="none", disable_tqdm=True,

@@ -160,6 +160,31 @@ def test_under_bf16_autocast_the_second_gradient_is_that_of_the_perturbed_weight
     assert optimizer.stats()["epsilon_norm"] == pytest.approx(1.0)
 
 
+def test_one_autocast_context_around_two_updates_changes_nothing() -> None:
+    """The casts of w + ε, which the second pass leaves in the cache, must not serve the next update."""
+    results = []
+    for is_spanned in (False, True):
+        net = make_net()
+        optimizer = RTSPUGD(net.parameters(), lr=0.0, switch=None, total_steps=5, radius="constant", scale="constant")
+
+        def backward(net: nn.Module = net) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                nn.functional.mse_loss(net(batch(0)[0]), batch(0)[1]).backward()
+
+        norms = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_spanned):
+            for _ in range(2):
+                backward()
+                with optimizer.perturbed():
+                    backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                norms.append(optimizer.stats()["gradient_norm"])
+        results.append(norms)
+    assert results[0] == results[1]
+    assert results[0][0] == results[0][1]  # nothing was learned between
+
+
 @pytest.mark.parametrize("library", ["torch", "accelerate"])
 def test_bf16_follows_float32(library: str) -> None:
     full, half = Loop(library), Loop(library, autocast=torch.bfloat16)
