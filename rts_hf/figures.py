@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its folder alone: curves, schedules and sharpness."""
+"""Pictures of a run, drawn from its folder alone: curves, schedules, sharpness and confusion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rts_hf.confusion import draw_confusion, measured_split
 from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import AlphaSchedule, progress_at
 
@@ -41,8 +42,9 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
     """Draw a run's figures into ``run_dir/figures`` and return their paths.
 
     ``history`` (loss and accuracy by epoch) for every run; for two-pass optimizers also ``schedules`` (α_r and α_s
-    of the perturbed updates) and, where any was logged, ``sharpness`` (L(w+ε) − L(w)); each as PNG and SVG. The same
-    run gives the same bytes. A picture of these names that this run has not got, left over from another, is deleted.
+    of the perturbed updates) and, where any was logged, ``sharpness`` (L(w+ε) − L(w)); and ``confusion``, the confusion
+    matrix of the test split, or without one of the validation split. Each as PNG and SVG. The same run gives the same
+    bytes. A picture of these names that this run has not got, left over from another, is deleted.
 
     Args:
         run_dir: A run folder; ``run.json`` and ``trainer_state.json`` are read.
@@ -59,6 +61,7 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
         "history": (_draw_history, 3.8, True),
         "schedules": (_draw_schedules, 4.6, bool(run.optimizer.get("method"))),
         "sharpness": (_draw_sharpness, 3.6, run.has_sharpness),
+        "confusion": (_draw_confusion, 6.4, run.has_confusion),
     }
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
@@ -132,6 +135,11 @@ class _Run:
     def has_sharpness(self) -> bool:
         perturbs = bool(self.optimizer.get("method")) and not self.never_perturbed
         return perturbs and any(map(math.isfinite, self.series("sharpness")[2]))
+
+    @property
+    def has_confusion(self) -> bool:
+        split = measured_split(self.record)
+        return split is not None and bool(self.record["classes"][split].get("confusion"))
 
     @property
     def tested_epoch(self) -> float:
@@ -262,6 +270,10 @@ def _draw_sharpness(figure: Figure, run: _Run) -> None:
     axes.set_ylabel("sharpness L(w+ε) − L(w) (nats)")
     _set_horizontal_axis(axes, "update (optimizer step)", run.updates)
     _figure_legend(figure, [axes], title=_gaps(values))
+
+
+def _draw_confusion(figure: Figure, run: _Run) -> None:
+    draw_confusion(figure, run.record, str(measured_split(run.record)), _short)
 
 
 def _planned(run: _Run, name: str) -> tuple[list[int], list[float]]:

@@ -6,11 +6,12 @@ import json
 import math
 import re
 import statistics
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rts_hf.card_text import clean, code_block, counted, escaped, measured_share, number, share, text
+from rts_hf.confusion import class_results, measured_split
 from rts_hf.faults import KINDS
 from rts_hf.files import write_text
 from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
@@ -23,8 +24,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md.jinja")
 SMALL_DATA = 10_000  # training images below which the card calls the data small
 LABEL_LIMIT = 30  # class names listed
 LOG_LIMIT = 25  # rows of the training log
-FIXED_BELOW = 100.0  # losses from here on are written with four digits, not with four decimals
-TEXT_LIMIT = 200  # characters of one name or note
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 SPLITS = ("train", "validation", "test")
 
 # Metrics in the order of the results table: their name there, and their type in the model index (None: not in it).
@@ -35,35 +35,40 @@ MEASURES: dict[str, tuple[str, str | None]] = {
     "f1_macro": ("macro F1", "f1"),
 }
 
+CLASS_LIMIT = 30  # classes in the table by class, of more those that were recognised worst
+CITED = {"pugd": "tseng2021pugd", "sam": "foret2021sam", "asam": "kwon2021asam"}
 FIGURES = {
     "history": "Loss and accuracy by epoch",
     "schedules": "Radius and scale: the schedules as set, and what perturbed updates used of them",
     "sharpness": "Sharpness of the loss along the run",
+    "confusion": "Confusion matrix: which classes were taken for which",
 }
 
 
-def write_card(run_dir: str | Path) -> Path:
+def write_card(run_dir: str | Path, *, repo_id: str | None = None) -> Path:
     """Write the card of a run to ``README.md`` in its folder and return that path.
 
     Args:
         run_dir: A run folder; an existing card in it is replaced.
+        repo_id: As for :func:`render_card`.
 
     Raises:
         FileNotFoundError: If ``run.json`` or ``trainer_state.json`` is missing.
         ValueError: If one is not JSON, or ``run.json`` has a format this version does not know.
     """
     path = Path(run_dir) / "README.md"
-    write_text(path, render_card(run_dir))  # so that a card that is there is whole
+    write_text(path, render_card(run_dir, repo_id=repo_id))  # so that a card that is there is whole
     return path
 
 
-def render_card(run_dir: str | Path) -> str:
+def render_card(run_dir: str | Path, *, repo_id: str | None = None) -> str:
     """Return the model card of a run as Markdown with a YAML head. The same folder gives the same text.
 
     Every figure comes from ``run.json`` and ``trainer_state.json``; pictures are shown if they lie in ``figures/``.
 
     Args:
         run_dir: A run folder.
+        repo_id: The Hub repository, ``owner/name``, that its snippets load the model from; None for the folder itself.
 
     Raises:
         FileNotFoundError: If one of the two files is missing.
@@ -73,7 +78,8 @@ def render_card(run_dir: str | Path) -> str:
 
     folder = Path(run_dir)
     record, log = read_record(folder), read_log(folder)
-    card = ModelCard.from_template(_metadata(record), template_path=str(TEMPLATE), **_facts(record, log, folder))
+    facts = {**_facts(record, log, folder), "repo_id": repo_id}
+    card = ModelCard.from_template(_metadata(record), template_path=str(TEMPLATE), **facts)
     return str(card).rstrip() + "\n"
 
 
@@ -81,7 +87,7 @@ def _metadata(record: Mapping[str, Any]) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     # The Hub refuses empty names.
-    model, data = (_clean(name) or "unnamed" for name in (record["model"]["architecture"], record["data"]["name"]))
+    model, data = (clean(name) or "unnamed" for name in (record["model"]["architecture"], record["data"]["name"]))
     optimizer = record["optimizer"]
     hub_dataset = _hub_dataset(record)
     # Never the name where there is no Hub id: the Hub reads a type as one, and a folder may bear any data set's name.
@@ -107,16 +113,17 @@ def _metadata(record: Mapping[str, Any]) -> ModelCardData:
             )
     tags = ["image-classification", "timm", "transformers"]
     if optimizer.get("method"):
-        tags += ["rts-pugd"] if optimizer["name"] == "rts_pugd" else [_clean(optimizer["name"])]
+        tags += ["rts-pugd"] if optimizer["name"] == "rts_pugd" else [clean(optimizer["name"])]
         tags += ["sharpness-aware-minimization"]
     return ModelCardData(
-        license=_clean(record.get("license") or "") or None,
+        license=clean(record.get("license") or "") or None,
         library_name="timm",
         pipeline_tag="image-classification",
+        base_model=_base_model(record),
         tags=tags,
         datasets=[hub_dataset] if hub_dataset else None,
         metrics=list(dict.fromkeys(kind for kind in metrics if kind != "top_5_accuracy")) or None,
-        model_name=f"{model} on {data}, {_clean(optimizer['name'])}" if results else None,
+        model_name=f"{model} on {data}, {clean(optimizer['name'])}" if results else None,
         eval_results=results or None,
     )
 
@@ -131,22 +138,28 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     sharpness = _sharpness(log) if switched else None
     # A picture may be left over from another run in the same folder.
     drawn = {"history": True, "schedules": bool(optimizer.get("method")), "sharpness": sharpness is not None}
+    split = measured_split(record)
+    drawn["confusion"] = split is not None and bool(record["classes"][split].get("confusion"))
     return {
-        "run": _escaped(record),
+        "run": escaped(record),
         "complete": complete,
         "metrics": {split: _metrics(record, split) for split in SPLITS},
-        "number": _number,
-        "share": _share,
-        "measured_share": _measured_share,
-        "counted": _counted,
+        "number": number,
+        "share": share,
+        "measured_share": measured_share,
+        "counted": counted,
         "limits_of_splits": _limits_of_splits(record),
-        "labels": [_text(name) for name in record["data"]["label_names"]],
+        "labels": [text(name) for name in record["data"]["label_names"]],
         "label_limit": LABEL_LIMIT,
         "small_data": SMALL_DATA,
-        "hub_dataset": _text(_hub_dataset(record) or ""),
+        "hub_dataset": text(_hub_dataset(record) or ""),
         "never_switched": bool(optimizer.get("switch")) and not switched,
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
+        **_classes(record),
+        "base_model": text(_base_model(record) or ""),
+        "cited": CITED.get(optimizer.get("method") or ""),
+        "skipped_updates": (record.get("faults") or {}).get("nonfinite_gradient") or 0,
         "settings": _settings(record),
         "faults": [(KINDS[kind], count) for kind, count in (record.get("faults") or {}).items() if count],
         "schedules": _schedules(record, log),
@@ -159,8 +172,8 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
             for name, caption in FIGURES.items()
             if drawn[name] and (folder / "figures" / f"{name}.png").is_file()
         ],
-        "command_block": _code_block(record["command"], "bash"),
-        "arguments_block": _code_block(json.dumps(record["arguments"], indent=2, ensure_ascii=False), "json"),
+        "command_block": code_block(record["command"], "bash"),
+        "arguments_block": code_block(json.dumps(record["arguments"], indent=2, ensure_ascii=False), "json"),
     }
 
 
@@ -172,7 +185,7 @@ def _metrics(record: Mapping[str, Any], split: str) -> dict[str, Any]:
 def _source_split(record: Mapping[str, Any], role: str) -> str:
     """Return the source's split that a part is, or what it was held out of; its role where the record does not say."""
     source = (record["data"].get("split_sources") or {}).get(role) or {}
-    split = _clean(source.get("split") or "")
+    split = clean(source.get("split") or "")
     return (f"{role} part held out of {split}" if source.get("held_out") else split) if split else role
 
 
@@ -191,12 +204,30 @@ def _results(record: Mapping[str, Any]) -> dict[str, Any]:
         {
             "split": split,
             "images": record["data"]["splits"].get(split),
-            "values": [_measured_share(values[key]) if key in values else _share(None) for key in keys],
+            "values": [measured_share(values[key]) if key in values else share(None) for key in keys],
         }
         for split, values in metrics.items()
         if values
     ]
     return {"measures": [MEASURES[key][0] for key in keys], "results": rows}
+
+
+def _classes(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows of the table by class; of many classes those that were recognised worst."""
+    split = measured_split(record)
+    found = [result for result in class_results(record, split) if result.images] if split else []
+    if len(found) > CLASS_LIMIT:
+        found = sorted(found, key=lambda result: (result.correct / result.images, result.name))[:CLASS_LIMIT]
+    rows = [
+        {
+            "name": text(result.name),
+            "images": result.images,
+            "accuracy": result.accuracy,
+            "taken_for": f"{text(result.taken_for[0])} ({number(result.taken_for[1])})" if result.taken_for else "–",
+        }
+        for result in found
+    ]
+    return {"class_split": split, "class_rows": rows, "class_limit": CLASS_LIMIT}
 
 
 def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -216,7 +247,7 @@ def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name in ("label_smoothing_factor", "bf16", "fp16")
         if name in training
     }
-    return [(name, _text(value) if isinstance(value, str) else _number(value)) for name, value in rows.items()]
+    return [(name, text(value) if isinstance(value, str) else number(value)) for name, value in rows.items()]
 
 
 def _schedules(record: Mapping[str, Any], log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -236,7 +267,7 @@ def _schedules(record: Mapping[str, Any], log: list[dict[str, Any]]) -> list[dic
         }
         used = [entry for entry in log if key in entry and was_perturbed(entry, optimizer)]
         logged = " to ".join(
-            f"{_number(entry[key])} (update {_number(entry['step'])})" for entry in used[:1] + used[1:][-1:]
+            f"{number(entry[key])} (update {number(entry['step'])})" for entry in used[:1] + used[1:][-1:]
         )
         rows.append(
             {
@@ -301,74 +332,14 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [rows[round(index * (len(rows) - 1) / (LOG_LIMIT - 1))] for index in range(LOG_LIMIT)]
 
 
+def _base_model(record: Mapping[str, Any]) -> str | None:
+    """Return the Hub id of the weights that a run started from, or None."""
+    model = record["model"]
+    named = str(model.get("base_model") or "") if model.get("pretrained") else ""
+    return named if _HUB_ID.fullmatch(named) else None
+
+
 def _hub_dataset(record: Mapping[str, Any]) -> str | None:
     """Return the data set's Hub id; the source of embedded data or of a local folder holds no slash."""
     source = str(record["data"].get("source") or "")
-    return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) else None
-
-
-def _number(value: object) -> str:
-    """Format a number for reading; anything that is not one becomes a dash."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else "not finite"
-    return "–"
-
-
-def _share(value: object) -> str:
-    """Format an accuracy or a loss with the same number of decimals everywhere, so that a column can be compared.
-
-    Only a loss that blew up is rounded to four digits, most of its decimals being noise.
-    """
-    if not is_finite(value):
-        return _number(value)
-    return f"{value:.4f}" if abs(value) < FIXED_BELOW else f"{value:.4g}"
-
-
-def _measured_share(value: object) -> str:
-    """Format what was measured: JSON holds no NaN, so a record has null for it."""
-    return _share(math.nan if value is None else value)
-
-
-def _counted(value: object, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, which is in the singular after 1 only."""
-    return f"{_number(value)} {noun if value == 1 else plural or noun + 's'}"
-
-
-def _escaped(value: Any) -> Any:
-    """Return a JSON value with every text in it, keys too, made safe for Markdown and HTML."""
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, Mapping):
-        return {_text(key): _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, list) else value
-
-
-# Characters that begin markup somewhere: Markdown, HTML, tables, mentions, math, bare links. An underscore inside a
-# word, as in a model's name, does not, and an equals sign only where a line begins with it.
-_MARKUP = re.compile(r"[&<>`*\[\]{}|~$@#^\\]|^=|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
-
-
-def _text(value: object) -> str:
-    """Return text on one line in which nothing is markup: what could begin some is written as an HTML entity."""
-    text = _clean(value)
-    text = text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
-
-
-def _clean(value: object, keep: str = "") -> str:
-    """Return text without control characters, half pairs and writing-direction marks, its white space collapsed."""
-    allowed = keep + "\u200c\u200d"  # the joiners that Persian or Hindi words are spelled with
-    text = "".join(c if c in allowed or unicodedata.category(c)[0] != "C" else " " for c in str(value))
-    return text if keep else " ".join(text.split())
-
-
-def _code_block(code: str, language: str) -> str:
-    """Return a fenced code block that the code cannot close."""
-    code = _clean(code, keep="\n\t")
-    longest = max((len(run) for run in re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code}\n{fence}"
+    return source if _HUB_ID.fullmatch(source) else None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 TOP_K = 5
+CONFUSION_LIMIT = 200  # classes
 _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification")
 
 
@@ -168,6 +169,33 @@ def confusion_matrix(predictions: ArrayLike, labels: ArrayLike, num_labels: int)
     _check_same_length(predicted, true, "predictions", "labels")
     matrix = sklearn_confusion_matrix(true, predicted, labels=np.arange(num_labels))
     return [[int(count) for count in row] for row in matrix]
+
+
+def class_counts(logits: Any, labels: ArrayLike, num_labels: int) -> dict[str, Any]:
+    """Return what a model made of each class, as plain values for a record.
+
+    >>> class_counts(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), labels=[0, 1, 1], num_labels=2)
+    {'images': [1, 2], 'correct': [1, 1], 'confusion': [[1, 0], [1, 1]]}
+
+    Args:
+        logits: Scores (N, C), or a tuple that begins with them.
+        labels: True class indices (N,).
+        num_labels: Number of classes C, at least 2.
+
+    Returns:
+        ``images`` and ``correct`` by class, and ``confusion`` as `confusion_matrix` gives it; None for more than 200
+        classes, where it would outgrow all else that a run leaves.
+
+    Raises:
+        ValueError: For empty input, or shapes, scores or labels that do not fit.
+    """
+    scores = _checked_scores(logits[0] if isinstance(logits, tuple) else logits, "logits")
+    matrix = confusion_matrix(scores.argmax(axis=1), labels, num_labels)
+    return {
+        "images": [sum(row) for row in matrix],
+        "correct": [row[index] for index, row in enumerate(matrix)],
+        "confusion": matrix if num_labels <= CONFUSION_LIMIT else None,
+    }
 
 
 @functools.cache

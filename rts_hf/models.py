@@ -167,6 +167,25 @@ def pretrained_data_config(name: str) -> dict[str, Any]:
     return {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "interpolation": data["interpolation"]}
 
 
+def base_model_id(name: str) -> str | None:
+    """The Hub repository that a model's pretrained weights come from, or None where they lie elsewhere.
+
+    Args:
+        name: as for ``build_model`` with ``pretrained=True``.
+
+    Raises:
+        ValueError: on an unknown name or one without pretrained weights.
+        OSError: where a Hub repository can be reached neither on the Hub nor in its cache.
+
+    Example:
+        >>> base_model_id("resnet18")
+        'timm/resnet18.a1_in1k'
+    """
+    source = find_backbone(name, pretrained=True)
+    repository = source.name.removeprefix("hf-hub:")
+    return repository.partition("@")[0] if repository != source.name else source.data.get("hf_hub_id")
+
+
 def save_model(model: TimmWrapperForImageClassification, folder: str | Path) -> None:
     """Save a classifier as the one folder that transformers, ``pipeline`` and timm load with equal logits.
 

@@ -19,7 +19,7 @@ from rts_hf.run_folder import RECORD_NAME, STATE_NAME
 TRAINERS_DEFAULT = "trainer_output"  # what transformers fills in where output_dir is not given
 # What a run writes: found in a folder, they tell that it is taken; nothing else is ever deleted.
 _OWN_FILES = (RECORD_NAME, STATE_NAME, "model.safetensors", "config.json", "README.md", "training_args.bin")
-_PICTURES = re.compile(r"(history|schedules|sharpness)\.(png|svg)")
+_PICTURES = re.compile(r"(history|schedules|sharpness|confusion)\.(png|svg)")
 _DRAFTS = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # safetensors' names for a file that is being written
 
 

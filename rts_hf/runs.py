@@ -31,7 +31,8 @@ from rts_hf.data import DataBundle, collate, load_data
 from rts_hf.figures import draw_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
-from rts_hf.models import build_model, plain_name, pretrained_data_config
+from rts_hf.metrics import class_counts
+from rts_hf.models import base_model_id, build_model, plain_name, pretrained_data_config
 from rts_hf.output_folder import (
     TRAINERS_DEFAULT,
     choose_folder,
@@ -89,6 +90,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             return finished
     set_seed(training_args.seed)
     preprocessing = pretrained_data_config(name) if model_args.pretrained else {}
+    base_model = base_model_id(name) if model_args.pretrained else None
     with training_args.main_process_first(desc="loading the data"):
         data = load_data(
             data_args.dataset,
@@ -128,8 +130,15 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     trainer.run_arguments = arguments
     trainer.preparation_seconds = time.monotonic() - started
 
-    def record(status: str, metrics: dict[str, Any] | None = None, remark: str | None = None) -> dict[str, Any]:
+    def record(
+        status: str,
+        metrics: dict[str, Any] | None = None,
+        classes: dict[str, Any] | None = None,
+        remark: str | None = None,
+    ) -> dict[str, Any]:
         described = describe_run(trainer, data, model_args, data_args, metrics or {}, trainer.seconds, status=status)
+        described["model"]["base_model"] = base_model
+        described["classes"] = classes or {}
         described["warnings"] += [remark] if remark else []
         if trainer.is_world_process_zero():
             write_record(folder, described)
@@ -168,12 +177,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         return interrupted
 
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
-    metrics = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+    measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+    metrics = {name: found and found[0] for name, found in measured.items()}
+    classes = {name: found[1] for name, found in measured.items() if found and name != "train"}
     if trainer.is_world_process_zero():
         remove_drafts(folder)
     trainer.save_model()
     trainer.save_state()
-    complete = record("complete", metrics)
+    complete = record("complete", metrics, classes)
     if trainer.is_world_process_zero():
         draw_run_figures(folder)
         write_card(folder)
@@ -274,11 +285,13 @@ def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[
     return record
 
 
-def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> dict[str, float]:
-    """Return loss and metrics of a split, without a trace in the training log."""
-    measured = trainer.predict(split, metric_key_prefix=name).metrics or {}
+def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return loss and metrics of a split, and its counts by class, without a trace in the training log."""
+    output = trainer.predict(split, metric_key_prefix=name)
     unwanted = ("runtime", "per_second", "preparation_time")
-    return {key.removeprefix(f"{name}_"): value for key, value in measured.items() if not key.endswith(unwanted)}
+    measured = (output.metrics or {}).items()
+    metrics = {key.removeprefix(f"{name}_"): value for key, value in measured if not key.endswith(unwanted)}
+    return metrics, class_counts(output.predictions, output.label_ids, trainer.model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
 def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArguments) -> str:

@@ -21,6 +21,8 @@ ALL_NAMES = ("history", "schedules", "sharpness")
 
 def names_of(kind: str) -> tuple[str, ...]:
     """Return which pictures a kind of run has."""
+    if KINDS[kind].get("by_class"):
+        return (*ALL_NAMES, "confusion")
     if not KINDS[kind].get("method", "pugd"):
         return ALL_NAMES[:1]
     return ALL_NAMES[:2] if KINDS[kind].get("switch_step", 0) is None else ALL_NAMES

@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "diverged": {"diverges_after": 260, "switch_step": 120},
     "blew_up": {"diverges_after": 260, "diverged_loss": 3.2e9, "switch_step": 120},
     "kept_last": {"best_kept": False, "switch_step": 120},
+    "by_class": {"by_class": True, "switch_step": 120},
 }  # fmt: skip
 
 
@@ -52,6 +53,7 @@ def write_run_folder(folder: Path, kind: str = "rts_pugd", *, seed: int = 0, **c
         "name": "rts_pugd", "method": "pugd", "radius": COSINE_RADIUS, "scale": PLAIN_ONE, "perturb_every": 1,
         "switch": "gradient_variance", "settings": None, "switch_step": 120, "epochs": 20, "log_every": 5,
         "logged": True, "evaluated": True, "diverges_after": math.inf, "diverged_loss": math.nan, "best_kept": True,
+        "by_class": False,
         **KINDS[kind], **changes,
     }  # fmt: skip
     setting["total_steps"] = setting["epochs"] * UPDATES_PER_EPOCH
@@ -180,11 +182,18 @@ def _record(setting: dict[str, Any], history: list[dict[str, float]], seed: int)
             "validation": validation or {},
             "test": {"loss": 0.1113, "accuracy": 0.9778, "f1_macro": 0.9771, "top5_accuracy": 1.0},
         },
+        "classes": {"test": {"images": [36] * 10, "correct": [35] * 8 + [36] * 2, "confusion": _confusion()}}
+        if setting["by_class"] else {},
         "best": {"metric": "accuracy", "value": best["eval_accuracy"], "step": best["step"]}
         if best and setting["best_kept"] else None,
         "warnings": [] if not two_pass or step is not None else ["The switch never fired: no update was perturbed."],
         "status": "complete",
     }  # fmt: skip
+
+
+def _confusion() -> list[list[int]]:
+    """Of each of the first eight digits one is taken for the next one."""
+    return [[35 * (j == i) + (j == i + 1) if i < 8 else 36 * (j == i) for j in range(10)] for i in range(10)]
 
 
 def _gradient_evaluations(setting: dict[str, Any]) -> int:

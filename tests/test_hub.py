@@ -29,7 +29,16 @@ def test_every_kind_of_run_has_a_well_formed_card(tmp_path: Path, kind: str) -> 
     assert "\n\n\n" not in body
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     assert headings[1:] == [
-        *("How to use it", "Results", "Data", "Training", "The optimizer", "Limits", "Hardware and versions")
+        *(
+            "How to use it",
+            "Results",
+            "Data",
+            "Training",
+            "The optimizer",
+            "Limits",
+            "Hardware and versions",
+            "Citation",
+        )
     ]
     for table in re.findall(r"(?:^\|.*\n)+", prose, re.MULTILINE):
         assert len({row.count("|") for row in table.splitlines()}) == 1
@@ -111,6 +120,8 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("arguments.training.lr_scheduler_type", "linear", "| learning rate schedule | linear |"),
     ("arguments.data", {"dataset": "other"}, '"dataset": "other"'),
     ("warnings", ["The moon was full."], "- Warning of the run: The moon was full."),
+    ("faults", {"nonfinite_gradient": 3}, "- 3 updates were skipped, for a gradient that was NaN or infinite."),
+    ("resumed_at", [120, 240], "- The run was stopped and gone on with 2 times."),
     ("status", "interrupted", "**This run is not complete** (status: interrupted): 400 updates had been done when"),
 ]
 
@@ -121,6 +132,67 @@ def test_card_says_what_the_record_says(tmp_path: Path, keys: str, value: object
     assert expected not in render_card(folder)
     change(folder, keys, value)
     assert expected in render_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "expected"),
+    [
+        ("classes.test.images", [36] * 9 + [90], "| 9 | 90 | 0.4000 |"),
+        ("classes.test.correct", [18] + [36] * 9, "| 0 | 36 | 0.5000 | 1 (1) |"),
+        ("classes.test.confusion", [[30, 0, 0, 6] + [0] * 6] * 10, "| 3 (6) |"),
+        ("data.label_names", [f"digit|{i}" for i in range(10)], "| digit&#124;3 | 36 | 0.9722 | digit&#124;4 (1) |"),
+    ],
+)
+def test_card_says_what_was_made_of_each_class(tmp_path: Path, keys: str, value: object, expected: str) -> None:
+    folder = write_run_folder(tmp_path / "run", "by_class")
+    assert expected not in render_card(folder)
+    change(folder, keys, value)
+    assert expected in render_card(folder)
+
+
+def test_of_very_many_classes_the_worst_are_shown(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "by_class")
+    change(folder, "data.label_names", [f"name{i}" for i in range(40)])
+    counts = {"images": [50] * 40, "correct": [50 - i for i in range(40)], "confusion": None}
+    change(folder, "classes", {"validation": counts})
+    card = render_card(folder)
+    assert "By class, of the validation split (the 30 classes that were recognised worst):" in card
+    rows = re.findall(r"^\| (name\d+) \| 50 \| ([\d.]+) \| – \|$", card, re.MULTILINE)
+    assert rows == [(f"name{i}", f"{(50 - i) / 50:.4f}") for i in reversed(range(10, 40))]
+
+
+def test_pretrained_weights_are_named_and_linked(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "model.pretrained", value=True)
+    change(folder, "model.base_model", "timm/resnet18.a1_in1k")
+    card = render_card(folder)
+    assert metadata(card)["base_model"] == "timm/resnet18.a1_in1k"
+    assert "the pretrained weights [timm/resnet18.a1_in1k](https://huggingface.co/timm/resnet18.a1_in1k)." in card
+    change(folder, "model.base_model", "](evil) x/y")
+    card = render_card(folder)
+    assert "base_model" not in metadata(card)
+    assert "It started from timm's pretrained weights." in card
+
+
+def test_a_published_card_loads_the_model_from_the_hub(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    card = render_card(folder, repo_id="someone/digits")
+    assert 'timm.create_model("hf-hub:someone/digits", pretrained=True)' in card
+    assert card.count('from_pretrained("someone/digits")') == 2
+    assert 'model="someone/digits")' in card
+    assert card == write_card(folder, repo_id="someone/digits").read_text(encoding="utf-8")
+    own = render_card(folder)
+    assert "someone" not in own
+    assert "local-dir:." in own
+
+
+@pytest.mark.parametrize(
+    ("kind", "cited"),
+    [("rts_pugd", "tseng2021pugd"), ("sam", "foret2021sam"), ("sgd", None), ("pugd", "tseng2021pugd")],
+)
+def test_the_method_is_cited(tmp_path: Path, kind: str, cited: str | None) -> None:
+    entries = re.findall(r"^@\w+\{(\w+),$", render_card(write_run_folder(tmp_path / "run", kind)), re.MULTILINE)
+    assert entries == ([cited] if cited else []) + ["rts_hf"]
 
 
 def test_card_says_what_the_log_says(tmp_path: Path) -> None:
@@ -234,7 +306,7 @@ def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:
 
 
 def test_pictures_are_shown_if_they_are_there(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run")
+    folder = write_run_folder(tmp_path / "run", "by_class")
     assert "![" not in render_card(folder)
     (folder / "figures").mkdir()
     for name in FIGURES:
