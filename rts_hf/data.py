@@ -62,6 +62,7 @@ class DataBundle:
             left of that split, and for a split of its own. None for a part that is not there.
         normalisation: whose numbers mean and std are: "given", the name of a preset (asked for by name or Hub id,
             or recognised), or "imagenet" by default; of two origins, as in "given mean, cifar10 std".
+        revision: the Hub's commit that was read; None for other data.
     """
 
     name: str
@@ -78,6 +79,7 @@ class DataBundle:
     skipped: dict[str, int]
     split_sources: dict[str, dict[str, Any] | None]
     normalisation: str
+    revision: str | None = None
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -237,6 +239,7 @@ def load_data(
             for role, (split, _) in parts.items()
         },
         normalisation=normalisation,
+        revision=source.revision,
     )
     logger.info("%s: %s images, %d classes.", source.name, bundle.split_sizes, len(label_names))
     return bundle

@@ -69,6 +69,7 @@ def describe_run(
             "data": {
                 "name": data.name,
                 "source": data.source,
+                "revision": data.revision,
                 "label_names": list(data.label_names),
                 "image_size": data.image_size,
                 "augmentation": data.augmentation,

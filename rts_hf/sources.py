@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from rts_hf.connection import discreet_client, offline, why_unreachable, without_secrets
 from rts_hf.splits import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
@@ -119,12 +120,14 @@ class Source:
         origin: "embedded", the Hub id, or the folder's own name.
         splits: `datasets.Dataset` by split name.
         preset: the preset asked for, if one was.
+        revision: the Hub's commit that was read; None for other data.
     """
 
     name: str
     origin: str
     splits: Mapping[str, Any]
     preset: DatasetPreset | None
+    revision: str | None = None
 
 
 def open_source(dataset: str | Path, config: str | None = None, cache_dir: str | None = None) -> Source:
@@ -164,16 +167,16 @@ def open_source(dataset: str | Path, config: str | None = None, cache_dir: str |
     if preset is None and (folder.is_file() or not _HUB_ID.fullmatch(dataset)):
         kind = "is a file; give the folder that holds it" if folder.is_file() else "is neither a folder nor a Hub id"
         raise ValueError(
-            f"dataset={dataset!r} {kind}. Legal: {', '.join(PRESETS)}, a local folder, or a Hub id like 'owner/name'."
+            f"dataset={without_secrets(dataset)!r} {kind}. Legal: {', '.join(PRESETS)}, a local folder, or a Hub id "
+            "like 'owner/name'."
         )
     if preset is not None and Path(hub_id).is_dir():
         logger.warning("A local folder is named %r: it is read in place of the Hub's data set.", hub_id)
-    return Source(
-        hub_id.split("/")[-1] if preset is None else preset.name,
-        hub_id,
-        _load(dataset, hub_id, config, cache_dir),
-        preset,
-    )
+        splits = _load(dataset, hub_id, config, cache_dir)
+    else:
+        splits = _load_from_hub(dataset, hub_id, config, cache_dir)
+    name = hub_id.split("/")[-1] if preset is None else preset.name
+    return Source(name, hub_id, splits, preset, _revision(splits))
 
 
 @contextmanager
@@ -191,16 +194,40 @@ def _without_bars() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
+def _load_from_hub(dataset: str, hub_id: str, config: str | None, cache_dir: str | None) -> Mapping[str, Any]:
+    """The splits of a repository, from the cache where the Hub cannot be reached."""
+    reason = why_unreachable()
+    try:
+        with offline() if reason else discreet_client():
+            splits = _load(dataset, hub_id, config, cache_dir)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"dataset={dataset!r} is no folder here, is not in the cache, and the Hub cannot be reached "
+            f"({reason or without_secrets(str(error))}). Connect once to fill the cache (unset HF_HUB_OFFLINE if it is "
+            "set), give a local folder, or use dataset='digits', which needs no network."
+        ) from error
+    if reason:
+        logger.warning("The Hub cannot be reached (%s): dataset=%r is read from the cache.", reason, dataset)
+    return splits
+
+
+def _revision(splits: Mapping[str, Any]) -> str | None:
+    """The commit, by which `datasets` names the folder where it keeps what it made of a repository."""
+    kept = next((Path(file["filename"]).parent.name for part in splits.values() for file in part.cache_files), "")
+    return kept if re.fullmatch("[0-9a-f]{40}", kept) else None
+
+
 def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **options: Any) -> Mapping[str, Any]:
     import datasets
 
     try:
         return datasets.load_dataset(path, name=config, cache_dir=cache_dir, **options)
-    except ConnectionError as error:
-        raise ConnectionError(
-            f"dataset={dataset!r} is no folder here, is not in the cache, and the Hub cannot be reached: {error}. "
-            "Connect once to fill the cache (unset HF_HUB_OFFLINE if it is set), give a local folder, "
-            "or use dataset='digits', which needs no network."
+    except ConnectionError:
+        raise  # told by `_load_from_hub`
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise ValueError(
+            f"dataset={dataset!r} could not be loaded: {error} Check the spelling; if it is private or gated, ask for "
+            "access on its page, and log in with `hf auth login` or set HF_TOKEN to a token that has it."
         ) from error
     except Exception as error:  # `datasets` lets through whatever its parsers raise: YAML's, zip's, tar's, Arrow's
         # What it says of a split without rows, or of a path with wildcards, names neither the trouble nor the remedy.
@@ -209,9 +236,8 @@ def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **
             empty += " (the path holds *, ? or [, which `datasets` reads as wildcards: rename the folder)"
         # Of a file that it cannot parse, `datasets` tells the reason one step below.
         cause = f" ({error.__cause__})" if error.__cause__ and str(error.__cause__) not in str(error) else ""
-        raise ValueError(
-            f"dataset={dataset!r} with dataset_config={config!r} could not be loaded: {error}{empty}{cause}"
-        ) from error
+        told = re.sub(r"\s*\n\s*", " ", without_secrets(f"{error}{empty}{cause}"))
+        raise ValueError(f"dataset={dataset!r} with dataset_config={config!r} could not be loaded: {told}") from error
 
 
 def _open_folder(dataset: str, folder: Path, config: str | None, cache_dir: str | None) -> Mapping[str, Any]:

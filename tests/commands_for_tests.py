@@ -74,9 +74,14 @@ def free_port() -> int:
 
 
 class Server:
-    """Forks commands from a process that has imported everything: a second each instead of ten."""
+    """Forks commands from a process that has imported everything: a second each instead of ten.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where what they say is kept.
+        environment: Theirs.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.count = 0
         self.process = subprocess.Popen(
@@ -84,7 +89,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
+            env=environment or ENVIRONMENT,
         )
 
     def __call__(self, folder: Path, words: list[str], plan: dict[str, Any] | None = None, processes: int = 1) -> Ended:

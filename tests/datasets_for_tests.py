@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import yaml
 
 from rts_hf.data import DataBundle, ImageClassificationDataset, load_data
 from rts_hf.sources import PRESETS
@@ -94,6 +95,38 @@ def write_preset(folder: Path, name: str, per_class: int = 4, test_per_class: in
     for split, part in ((preset.train_split, train), (preset.test_split, test)):
         part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
+
+
+# Where the repository of a preset keeps its files: (configuration, None for the default one; file name by split)
+REPOSITORY_FILES: dict[str, tuple[str | None, str]] = {
+    "cifar10": ("plain_text", "plain_text/{}-00000-of-00001.parquet"),
+    "cifar100": ("cifar100", "cifar100/{}-00000-of-00001.parquet"),
+    "tiny_imagenet": (None, "data/{}-00000-of-00001-1359597a978bc4fa.parquet"),
+}
+
+
+def repository(name: str, per_class: int = 2, test_per_class: int = 1) -> dict[str, bytes | str]:
+    """The files of a preset's repository on the Hub by path: parquet, and a README whose head declares the schema."""
+    preset, (config, pattern) = PRESETS[name], REPOSITORY_FILES[name]
+    train = preset_table(name, per_class)
+    parts = {preset.train_split: train, preset.test_split: preset_table(name, test_per_class, len(train))}
+    files: dict[str, bytes | str] = {}
+    for split, part in parts.items():
+        buffer = io.BytesIO()
+        part.to_parquet(buffer)
+        files[pattern.format(split)] = buffer.getvalue()
+    features: list[dict[str, Any]] = [{"name": preset.image_column, "dtype": "image"}]
+    for column, names in SCHEMAS[name][1].items():
+        labels = {str(label): text for label, text in enumerate(names)}
+        features.append({"name": column, "dtype": {"class_label": {"names": labels}}})
+    # The client compares these numbers with what it has read.
+    splits = [{"name": split, "num_bytes": 1, "num_examples": len(part)} for split, part in parts.items()]
+    head: dict[str, Any] = {"dataset_info": {"features": features, "splits": splits}}
+    if config is not None:
+        head["dataset_info"]["config_name"] = config
+        data_files = [{"split": split, "path": f"{config}/{split}-*"} for split in parts]
+        head["configs"] = [{"config_name": config, "data_files": data_files, "default": True}]
+    return {**files, "README.md": f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n# {name}\n"}
 
 
 def write_images(folder: Path, classes: dict[str, list[PIL.Image.Image]]) -> Path:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401 - what a run imports late is warm too
+import sklearn.model_selection  # noqa: F401
 import torch
 import transformers.modeling_utils
 from transformers import Trainer, TrainerState
