@@ -20,6 +20,7 @@ from rts_hf.schedules import AlphaSchedule
 
 WORKER = Path(__file__).parent / "trainer_worker.py"
 COMMON = {"learning_rate": 0.05, "num_train_epochs": 1, "weight_decay": 1e-3}
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SWITCHES: dict[str, dict[str, Any]] = {
     "plain": {"opt": "sgd"},
     "from the start": {"switch": "fixed", "switch_at": "0", "radius_beta_max": 0.5},
@@ -78,12 +79,21 @@ def test_batch_accumulation_and_processes_give_the_same_updates(tmp_path: Path, 
         assert found["switched_at"] == 4
 
 
-def test_bytes_sent_between_processes(tmp_path: Path) -> None:
-    perturbed = {**SWITCHES["from the start"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    plain = {**SWITCHES["plain"], "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    _, sgd = run(tmp_path / "sgd", 2, **plain)
-    _, twice = run(tmp_path / "twice", 2, **perturbed)
-    _, once = run(tmp_path / "once", 2, sync_first_pass=False, **perturbed)
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[torch.Tensor], dict[str, Any]]]:
+    """What two processes trained and sent that climb the mean of their gradients, and each its own."""
+    settings = {
+        **SWITCHES["from the start"], **ACCUMULATED, "scale_beta_max": 0.7, "momentum": 0.0, "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("climbed")
+    ways = {"together": True, "alone": False}
+    return {way: run(folder / way, 2, sync_first_pass=is_synced, **settings) for way, is_synced in ways.items()}
+
+
+def test_bytes_sent_between_processes(tmp_path: Path, climbed: dict[str, Any]) -> None:
+    _, sgd = run(tmp_path / "sgd", 2, **SWITCHES["plain"], **ACCUMULATED)
+    twice, once = climbed["together"][1], climbed["alone"][1]
     assert sgd["bytes"] > 0
     assert twice["bytes"] / sgd["bytes"] <= 2.04
     assert once["bytes"] / sgd["bytes"] <= 1.02
@@ -122,14 +132,8 @@ def climbing_alone(lr: float, radius: AlphaSchedule, scale: AlphaSchedule) -> li
     return params
 
 
-def test_each_process_climbs_its_own_gradient(tmp_path: Path) -> None:
-    settings = {
-        **SWITCHES["from the start"], "scale_beta_max": 0.7, "momentum": 0.0, "weight_decay": 0.0,
-        "lr_scheduler_type": "constant", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-    }  # fmt: skip
+def test_each_process_climbs_its_own_gradient(climbed: dict[str, Any]) -> None:
     radius, scale = (AlphaSchedule("cosine_annealing", beta_min=0.0, beta_max=beta) for beta in (0.5, 0.7))
     expected = climbing_alone(COMMON["learning_rate"], radius, scale)
-    alone, _ = run(tmp_path / "alone", 2, sync_first_pass=False, **settings)
-    assert difference(alone, expected) <= 1e-6
-    together, _ = run(tmp_path / "together", 2, **settings)
-    assert difference(together, expected) > 1e-4
+    assert difference(climbed["alone"][0], expected) <= 1e-6
+    assert difference(climbed["together"][0], expected) > 1e-4
