@@ -118,3 +118,18 @@ def test_processes_agree_on_the_update_after_which_they_stop(monkeypatch: pytest
         seen.append((control.should_training_stop, control.should_save, stop.stops))
     assert reduced == [0, 1]
     assert seen == [(False, False, False), (True, True, True)]
+
+
+@pytest.mark.filterwarnings("ignore:The switch")
+def test_sigterm_inside_an_epoch_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    saved_at = []
+
+    class Watch(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved_at.append(state.global_step)
+
+    settings = {**SETTINGS, "save_strategy": "epoch", "logging_strategy": "epoch"}
+    trainer = make_trainer(tmp_path, callbacks=[StopOnSigterm(), SignalAt(3), Watch()], **settings)
+    trainer.train()
+    assert saved_at == [3]
+    assert [entry for entry in trainer.state.log_history if "train_runtime" not in entry] == []
