@@ -155,7 +155,7 @@ def test_baselines_run_through_the_same_code(tmp_path: Path, opt: str) -> None:
     assert record["optimizer"]["name"] == opt
     assert record["model"] == {
         "architecture": "test_resnet_small", "parameters": record["model"]["parameters"], "pretrained": False,
-        "checkpoint": None, "needs_rts_hf": True,
+        "checkpoint": None, "base_model": None, "needs_rts_hf": True,
     }  # fmt: skip
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} >= {"history"}
 

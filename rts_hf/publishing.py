@@ -1,0 +1,234 @@
+"""A run folder on the Hub: one commit that is there whole or not at all, and that the same command makes again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rts_hf.connection import why_unreachable, without_secrets
+from rts_hf.publication import scan, stage
+from rts_hf.run_folder import RECORD_NAME, read_record
+
+_AGAIN = "the same command goes on where this one stopped"
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+_SAME_MODEL = (("model", "architecture"), ("data", "name"), ("data", "label_names"), ("optimizer", "name"))
+
+
+class Publication(NamedTuple):
+    """What was published, or would be.
+
+    Args:
+        repo_id: The repository, as ``owner/name``.
+        files: Their sizes in bytes, by path in the repository.
+        url: Of the commit; None of a dry run, or where nothing had changed.
+    """
+
+    repo_id: str
+    files: dict[str, int]
+    url: str | None
+
+
+def publish(
+    run_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    include_checkpoints: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> Publication:
+    """Publish a complete run as a model repository on the Hub: weights, configuration, card, pictures, records.
+
+    Everything goes in one commit, so that readers see the old model or the new one. An upload that was interrupted is
+    completed by the same call, which sends no large file twice. What is there already of the same model is brought up
+    to date.
+
+    Args:
+        run_dir: Its folder.
+        repo_id: ``owner/name``; made if it does not exist.
+        private: Whether a repository that is made is private; None: the owner's default.
+        revision: Branch to commit to, made if it does not exist; None: ``main``.
+        tag: Name to give the commit.
+        include_checkpoints: Also publish the checkpoints with optimizer and random states.
+        overwrite: Replace another model that the repository holds.
+        dry_run: Only lay out and check what would be published; needs neither a token nor a network.
+        token: Of the Hub; None: the one that ``hf auth login`` or ``HF_TOKEN`` left.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run or no model.
+        ValueError: If ``repo_id`` is no repository's name, the run is not complete, the repository holds another model,
+            the tag is taken, or a file holds what must not be published; the file and the line are named.
+        PermissionError: If there is no token, or it may not write there.
+        ConnectionError: If the Hub does not answer, or not as it should.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo={repo_id!r} is no repository's name ({error}); give owner/name.") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"repo={repo_id!r} is no repository's name; give owner/name.")
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=_beside(run_dir)) as folder:
+        paths = stage(run_dir, folder, repo_id, include_checkpoints=include_checkpoints)
+        findings = scan(folder, paths, repo_id)
+        if findings:
+            listed = "; ".join(f"{found.file}:{found.line} holds {found.what}" for found in findings[:5])
+            more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
+            raise ValueError(
+                f"run_dir={str(run_dir)!r} is not published: {listed}{more}. Nothing was sent. Names and notes come "
+                "from the run's arguments and its data: take it out of the run's files, and publish again."
+            )
+        files = {path: (Path(folder) / path).stat().st_size for path in paths}
+        if dry_run:
+            return Publication(repo_id, files, None)
+        with _errors_explained(repo_id):
+            url = _upload(Path(folder), paths, repo_id, private, revision or "main", tag, overwrite, token)
+    return Publication(repo_id, files, url)
+
+
+def check_access(repo_id: str | None, token: str | None = None) -> str:
+    """Make sure, before any work, that somebody is logged in, and return the user's name.
+
+    Args:
+        repo_id: Named in errors.
+        token: As for :func:`publish`.
+
+    Raises:
+        PermissionError: If there is no token, or one that the Hub does not know.
+        ConnectionError: If the Hub does not answer, or not as it should.
+    """
+    from huggingface_hub import HfApi
+
+    with _errors_explained(repo_id or "the repository"):
+        return str(HfApi(token=token).whoami()["name"])
+
+
+def _upload(
+    folder: Path,
+    paths: list[str],
+    repo_id: str,
+    private: bool | None,
+    revision: str,
+    tag: str | None,
+    overwrite: bool,
+    token: str | None,
+) -> str | None:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(token=token)
+    api.whoami()  # a token that is missing or wrong is told as such, not as a repository that is not there
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    refs = api.list_repo_refs(repo_id)
+    if revision not in {branch.name for branch in refs.branches}:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    head = api.repo_info(repo_id, revision=revision).sha
+    there = set(api.list_repo_files(repo_id, revision=head))
+    if not overwrite:
+        _check_same_model(folder, there, _record_there(api, repo_id, str(head), there), repo_id)
+    tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+    operations: list[Any] = [CommitOperationAdd(path, str(folder / path)) for path in paths]
+    stale = sorted(path for path in there - set(paths) if re.fullmatch(r"figures/\w+\.(png|svg)", path))
+    operations += [CommitOperationDelete(path) for path in stale]
+    taken = f"tag={tag!r} exists already in {repo_id} and names another state; give another."
+    if tagged not in (None, head):
+        raise ValueError(taken)
+    name = read_record(folder)["optimizer"]["name"]
+    commit = api.create_commit(
+        repo_id, operations, commit_message=f"Publish a run with {name}", revision=revision, parent_commit=head
+    )
+    if tagged not in (None, commit.oid):
+        raise ValueError(f"{commit.commit_url} is published, but {taken}")
+    if tag is not None and tagged is None:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return str(commit.commit_url) if commit.oid != head else None
+
+
+def _record_there(api: Any, repo_id: str, revision: str, there: set[str]) -> Mapping[str, Any] | None:
+    if RECORD_NAME not in there:
+        return None
+    with tempfile.TemporaryDirectory() as cache:
+        path = api.hf_hub_download(repo_id, RECORD_NAME, revision=revision, cache_dir=cache)
+        try:
+            return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            return {}
+
+
+def _check_same_model(folder: Path, there: set[str], record: Mapping[str, Any] | None, repo_id: str) -> None:
+    """Raise ValueError where the repository holds a model that is not an earlier state of this one."""
+    if record is None:
+        others = sorted(path for path in there if path == "config.json" or path.endswith((".safetensors", ".bin")))
+        if others:
+            raise ValueError(
+                f"repo={repo_id!r} holds another model ({', '.join(others[:3])}); name another repository, or replace "
+                "it with --overwrite."
+            )
+        return
+    mine = read_record(folder)
+    for part, key in _SAME_MODEL:
+        theirs = (record.get(part) or {}).get(key)
+        if theirs != mine[part][key]:
+            raise ValueError(
+                f"repo={repo_id!r} holds another model ({part} {key} {theirs!r}, not {mine[part][key]!r}); name "
+                "another repository, or replace it with --overwrite."
+            )
+
+
+def _beside(run_dir: str | Path) -> Path | None:
+    """Return the folder beside a run, where weights can be linked in place of being copied, if it can be written to."""
+    parent = Path(run_dir).resolve().parent
+    return parent if os.access(parent, os.W_OK) else None
+
+
+@contextmanager
+def _errors_explained(repo_id: str) -> Iterator[None]:
+    """Say in one line what the Hub or the network refused, and what to do."""
+    import httpx2
+    from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    reason = why_unreachable()
+    if reason is not None:
+        raise ConnectionError(f"repo={repo_id!r}: the Hub cannot be reached ({reason}); {_AGAIN}.")
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(f"repo={repo_id!r} cannot be published without being logged in; {_LOGIN}.") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError) as error:
+        raise _explained(repo_id, error) from error
+    except RuntimeError as error:  # of a file that could not be sent, with the reason below it
+        if not isinstance(error.__cause__, OSError | httpx2.HTTPError):
+            raise
+        raise _explained(repo_id, error.__cause__) from error
+
+
+def _explained(repo_id: str, error: BaseException) -> OSError:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        said = _in_one_line(str(error) or type(error).__name__)
+        return ConnectionError(f"repo={repo_id!r}: the connection broke ({said}); {_AGAIN}.")
+    status = error.response.status_code if error.response is not None else 0
+    said = _in_one_line(str(error.server_message or error))
+    if status == 401:
+        return PermissionError(f"repo={repo_id!r}: the Hub does not know the token ({said}); {_LOGIN}.")
+    if status == 403:
+        return PermissionError(
+            f"repo={repo_id!r}: the token may not write there ({said}); {_LOGIN}, or name a repository of your own."
+        )
+    if status == 429:
+        return ConnectionError(f"repo={repo_id!r}: the Hub asks to wait (429, {said}); later, {_AGAIN}.")
+    return ConnectionError(f"repo={repo_id!r}: the Hub answered with {status} ({said}); {_AGAIN}.")
+
+
+def _in_one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", without_secrets(text))[:200]

@@ -1,0 +1,222 @@
+"""A run is published whole or not at all, the same command completes it, and what comes back is the same model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_endpoints_for_tests import READ_TOKEN, USER, WRITE_TOKEN
+from hub_server_for_tests import Hub
+from publishing_for_tests import REPO, finished_run, hub_of_this_process  # noqa: F401
+from run_folder_for_tests import edit_json
+from training_for_tests import Images, make_model
+
+from rts_hf.hub import render_card
+from rts_hf.models import save_model
+from rts_hf.publishing import check_access, publish
+
+KEY = f"models/{REPO}"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
+LOADER = """
+import json, sys
+import torch
+if sys.argv[3] == "True": import rts_hf
+import timm
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+repo, pixels = sys.argv[1], torch.load(sys.argv[2], weights_only=True)
+model = AutoModelForImageClassification.from_pretrained(repo).eval()
+backbone = timm.create_model(f"hf-hub:{repo}", pretrained=True).eval()
+with torch.no_grad():
+    found = [model(pixel_values=pixels).logits.tolist(), backbone(pixels).tolist()]
+image = Image.new("RGB", (16, 16), (200, 30, 30))
+inputs = AutoImageProcessor.from_pretrained(repo)(image, return_tensors="pt")
+with torch.no_grad():
+    label = model.config.id2label[model(**inputs).logits.argmax().item()]
+assert pipeline("image-classification", model=repo)(image)[0]["label"] == label
+print("FOUND", json.dumps(found))
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return finished_run(tmp_path / "run")
+
+
+def published(hub: Hub, path: str, revision: str = "main") -> bytes:
+    return hub.store.read(KEY, path, revision)
+
+
+def test_a_dry_run_needs_no_network_and_tells_sizes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    told = publish(run, REPO, dry_run=True)
+    assert told.url is None
+    assert told.files["model.safetensors"] == (run / "model.safetensors").stat().st_size
+    assert told.files["README.md"] == len(render_card(run, repo_id=REPO).encode())
+    assert not list(run.parent.glob(".publish-*"))
+
+
+def test_everything_is_published_in_one_commit_and_brought_up_to_date(hub_here: Hub, run: Path) -> None:
+    first = publish(run, REPO)
+    assert first.url is not None
+    assert set(hub_here.store.tree(KEY)) - {".gitattributes"} == set(first.files)
+    assert published(hub_here, "model.safetensors") == (run / "model.safetensors").read_bytes()
+    assert published(hub_here, "README.md").decode() == render_card(run, repo_id=REPO)
+    assert publish(run, REPO).url is None  # nothing had changed
+    edit_json(run / "run.json", lambda record: record["metrics"]["test"].update(accuracy=0.7312))
+    (run / "figures" / "history.png").unlink()
+    before = len(hub_here.requests)
+    assert publish(run, REPO).url is not None
+    assert not any(request.startswith("PUT") for request in hub_here.requests[before:])  # no weights a second time
+    assert "**0.7312**" in published(hub_here, "README.md").decode()
+    assert "figures/history.png" not in hub_here.store.tree(KEY)
+
+
+def test_private_branch_tag_and_checkpoints(hub_here: Hub, run: Path) -> None:
+    publish(run, REPO, private=True, revision="seed-0", tag="v1", include_checkpoints=True)
+    assert hub_here.store.repos[KEY]["private"]
+    assert "run.json" not in hub_here.store.tree(KEY)
+    assert "checkpoint-4/optimizer.pt" in hub_here.store.tree(KEY, "seed-0")
+    assert hub_here.store.resolve(KEY, "v1") == hub_here.store.resolve(KEY, "seed-0")
+    publish(run, REPO, revision="seed-0", tag="v1", include_checkpoints=True)  # the same state: the tag fits
+    edit_json(run / "run.json", lambda record: record.update(seconds=1.0))
+    with pytest.raises(ValueError, match=r"is published, but tag='v1' exists already .* names another state"):
+        publish(run, REPO, revision="seed-0", tag="v1", include_checkpoints=True)
+    with pytest.raises(ValueError, match=r"^tag='v1' exists already"):
+        publish(run, REPO, tag="v1")
+
+
+def test_another_model_is_not_overwritten_unasked(hub_here: Hub, run: Path) -> None:
+    hub_here.store.add(KEY, {"config.json": b"{}", "pytorch_model.bin": b"weights"})
+    with pytest.raises(ValueError, match=r"holds another model \(config.json, pytorch_model.bin\).*--overwrite"):
+        publish(run, REPO)
+    publish(run, REPO, overwrite=True)
+    edit_json(run / "run.json", lambda record: record["optimizer"].update(name="sam"))
+    with pytest.raises(ValueError, match=r"another model \(optimizer name 'rts_pugd', not 'sam'\)"):
+        publish(run, REPO)
+    assert published(hub_here, "run.json").decode().count('"rts_pugd"')
+
+
+def test_a_finding_stops_everything(hub_here: Hub, run: Path) -> None:
+    edit_json(run / "run.json", lambda record: record.update(warnings=["see /home/somebody/notes"]))
+    with pytest.raises(
+        ValueError, match=r"README.md:\d+ holds an absolute path \(/home/somebody/notes\); run.json:\d+ "
+    ):
+        publish(run, REPO)
+    assert hub_here.requests == []
+
+
+@pytest.mark.parametrize("name", ["digits", "a/b/c", "me/..", "me/my digits"])
+def test_names_that_are_no_repository(run: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is no repository's name"):
+        publish(run, name, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "error", "message"),
+    [
+        ("", REPO, PermissionError, "without being logged in; log in with `hf auth login`"),
+        ("hf_unknown_token", REPO, PermissionError, "does not know the token .*hf auth login"),
+        (READ_TOKEN, REPO, PermissionError, "the token may not write there"),
+        (WRITE_TOKEN, "somebody-else/digits", PermissionError, "may not write there .*a repository of your own"),
+    ],
+)
+def test_who_may_not(
+    hub_here: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, token: str, repo: str, error: Any, message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(error, match=message) as raised:
+        publish(run, repo)
+    assert "\n" not in str(raised.value)
+    assert not token or token not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("POST", "/commit/", 429, r"asks to wait \(429.*the same command goes on"),
+        ("POST", "/preupload/", 500, "answered with 500 .*the same command goes on"),
+        ("PUT", "/_lfs/", 403, "may not write there"),
+        ("POST", "/repos/create", 401, "does not know the token"),
+        ("POST", "/commit/", 500, "answered with 500"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_and_the_same_call_completes_it(
+    hub_here: Hub, run: Path, method: str, path: str, status: int, message: str
+) -> None:
+    hub_here.fail(method, path, status=status, count=50)
+    with pytest.raises((ConnectionError, PermissionError), match=message):
+        publish(run, REPO)
+    assert not hub_here.store.repos.get(KEY) or "run.json" not in hub_here.store.tree(KEY)
+    hub_here.faults.clear()
+    assert publish(run, REPO).url is not None
+
+
+def test_a_broken_upload_leaves_the_old_model_and_is_completed(hub_here: Hub, run: Path) -> None:
+    publish(run, REPO)
+    old = published(hub_here, "model.safetensors")
+    save_model(make_model(seed=1), run)
+    hub_here.fail("PUT", "/_lfs/", drop_after=1000, count=50)
+    with pytest.raises(ConnectionError, match="the same command goes on where this one stopped"):
+        publish(run, REPO)
+    assert published(hub_here, "model.safetensors") == old
+    hub_here.stop()
+    with pytest.raises(ConnectionError, match="the Hub cannot be reached"):
+        publish(run, REPO)
+    hub_here.faults.clear()
+    hub_here.start()
+    assert publish(run, REPO).url is not None
+    assert published(hub_here, "model.safetensors") == (run / "model.safetensors").read_bytes()
+
+
+def test_who_is_logged_in_is_known_before_any_work(hub_here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_access(None) == USER
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(PermissionError, match="without being logged in"):
+        check_access(REPO)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "resnet10t_small"])
+def test_the_command_publishes_what_others_load(hub: Hub, tmp_path: Path, name: str) -> None:
+    """Published and loaded by processes of their own; the loading one has an empty cache and no token."""
+    needs_rts_hf = name.endswith("_small")
+    model = make_model(name.removesuffix("_small")).eval()
+    run = finished_run(tmp_path / "run", model)
+    edit_json(run / "run.json", lambda record: record["model"].update(needs_rts_hf=needs_rts_hf))
+    sent = subprocess.run(
+        [sys.executable, str(SCRIPT), str(run), "--repo", REPO, "--tag", "v1"],
+        capture_output=True, text=True, check=False, env=hub.environment(tmp_path / "home"),
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    assert f"published: {hub.endpoint}/{REPO}/commit/" in sent.stdout
+    pixels = torch.stack([Images()[index]["pixel_values"] for index in range(4)])
+    torch.save(pixels, tmp_path / "pixels.pt")
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADER, REPO, str(tmp_path / "pixels.pt"), str(needs_rts_hf)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=hub.environment(tmp_path / "other", token=""),
+    )  # fmt: skip
+    assert loaded.returncode == 0, loaded.stderr
+    found = json.loads(loaded.stdout.rpartition("FOUND ")[2])
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).logits
+    for logits in found:
+        torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-6)
+    assert published(hub, "model.safetensors") == (run / "model.safetensors").read_bytes()
+    card = published(hub, "README.md").decode()
+    assert ("the package `rts_hf`, which must be installed" in card) is needs_rts_hf
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_TOKEN": ""}
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), str(tmp_path), "--repo", REPO], capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: run_dir=")
+    assert ended.stderr.count("\n") == 1
