@@ -62,7 +62,7 @@ def prepare_folder(training_args: RTSTrainingArguments) -> str | None:
             there is no whole checkpoint to resume from.
     """
     folder = Path(str(training_args.output_dir))
-    return _on_main_process(training_args, lambda: _checkpoint_for(folder, training_args))
+    return on_main_process(training_args, lambda: _checkpoint_for(folder, training_args))
 
 
 def clear_folder(training_args: RTSTrainingArguments) -> None:
@@ -97,8 +97,12 @@ def _means_last(wanted: str) -> bool:
     return wanted in ("last", "True", "true")
 
 
-def _on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str | None]) -> str | None:
-    """Look on the main process, and return or raise the same on all."""
+def on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str | None]) -> str | None:
+    """Look on the main process, and return the same on all.
+
+    Raises:
+        ValueError: On all, with the message of the ValueError or OSError that looking raised.
+    """
     outcome: list[Any] = [None, None]
     if training_args.process_index == 0:
         try:

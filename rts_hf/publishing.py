@@ -193,8 +193,7 @@ def _beside(run_dir: str | Path) -> Path | None:
 @contextmanager
 def _errors_explained(repo_id: str) -> Iterator[None]:
     """Say in one line what the Hub or the network refused, and what to do."""
-    import httpx2
-    from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     reason = why_unreachable()
     if reason is not None:
@@ -203,10 +202,10 @@ def _errors_explained(repo_id: str) -> Iterator[None]:
         yield
     except LocalTokenNotFoundError as error:
         raise PermissionError(f"repo={repo_id!r} cannot be published without being logged in; {_LOGIN}.") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx2.HTTPError, ConnectionError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
         raise _explained(repo_id, error) from error
     except RuntimeError as error:  # of a file that could not be sent, with the reason below it
-        if not isinstance(error.__cause__, OSError | httpx2.HTTPError):
+        if not isinstance(error.__cause__, OSError | HTTPError):
             raise
         raise _explained(repo_id, error.__cause__) from error
 

@@ -37,9 +37,11 @@ from rts_hf.output_folder import (
     TRAINERS_DEFAULT,
     choose_folder,
     clear_folder,
+    on_main_process,
     prepare_folder,
     remove_drafts,
 )
+from rts_hf.publishing import check_access, publish
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import RECORD_NAME, read_record, write_record
@@ -79,6 +81,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     model_args.model = name  # which the checkpoint may have had to say
     choose_folder(training_args, f"{data_args.dataset}-{name}-{training_args.opt}")
     _check_starting_weights(model_args, training_args)
+    repository = _repository(training_args)
     checkpoint = prepare_folder(training_args)
     folder = Path(str(training_args.output_dir))
     arguments = {"model": settings_of(model_args), "data": settings_of(data_args)}
@@ -87,6 +90,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         check_same_run(checkpoint, everything, override=training_args.override_schedule)
         finished = _finished_record(folder, training_args)
         if finished is not None:
+            _publish(repository, training_args)
             return finished
     set_seed(training_args.seed)
     preprocessing = pretrained_data_config(name) if model_args.pretrained else {}
@@ -190,6 +194,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         write_card(folder)
         print(summary(complete, os.path.relpath(folder)), flush=True)
     trainer.accelerator.wait_for_everyone()
+    _publish(repository, training_args)
     return complete
 
 
@@ -263,6 +268,32 @@ def _check_starting_weights(model_args: ModelArguments, training_args: RTSTraini
                 f"checkpoint={model_args.checkpoint!r} lies in output_dir={training_args.output_dir!r}, whose run "
                 "--overwrite deletes; write to another folder."
             )
+
+
+def _repository(training_args: RTSTrainingArguments) -> str | None:
+    """Return where the run is to be published, or None; whoever may not do that learns it before the training.
+
+    The Trainer itself is told not to push: it would send a card of its own, and weights after every checkpoint.
+    """
+    if not training_args.push_to_hub:
+        return None
+    training_args.push_to_hub = False
+    name = training_args.hub_model_id or Path(str(training_args.output_dir)).name
+    user = on_main_process(training_args, lambda: check_access(name, training_args.hub_token))
+    return name if "/" in name else f"{user}/{name}"
+
+
+def _publish(repository: str | None, training_args: RTSTrainingArguments) -> None:
+    if repository is None or training_args.process_index != 0:
+        return
+    folder = str(training_args.output_dir)
+    try:
+        published = publish(folder, repository, private=training_args.hub_private_repo, token=training_args.hub_token)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{error} The run itself is complete: publish it with scripts/publish.py {folder} --repo {repository}"
+        ) from error
+    print(f"Published             {published.url or f'{repository}, which holds it all already'}", flush=True)
 
 
 def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ LAYOUT: dict[str, set[str]] = {
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
         "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
-        "output_folder", "record", "resuming", "run_folder", "settings", "trainer",
+        "output_folder", "publishing", "record", "resuming", "run_folder", "settings", "trainer",
     },
     "cli": {"config"},
 }  # fmt: skip

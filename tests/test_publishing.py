@@ -15,9 +15,11 @@ from publishing_for_tests import REPO, finished_run, hub_of_this_process  # noqa
 from run_folder_for_tests import edit_json
 from training_for_tests import Images, make_model
 
+from rts_hf.cli import parse_arguments
 from rts_hf.hub import render_card
 from rts_hf.models import save_model
 from rts_hf.publishing import check_access, publish
+from rts_hf.runs import train
 
 KEY = f"models/{REPO}"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "publish.py"
@@ -220,3 +222,31 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: run_dir=")
     assert ended.stderr.count("\n") == 1
+
+
+def train_and_push(folder: Path, *more: str) -> None:
+    words = f"""--use_cpu --opt sgd --model test_vit --image_size 16 --max_train_samples 40 --max_eval_samples 20
+        --num_train_epochs 1 --push_to_hub --output_dir {folder}""".split()
+    train(*parse_arguments([*words, *more]))
+
+
+def test_the_training_command_publishes_the_same_at_its_end(
+    hub_here: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, key = tmp_path / "my-run", f"models/{USER}/my-run"
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(ValueError, match="without being logged in"):
+        train_and_push(folder)
+    assert not folder.exists()  # told before any work
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    hub_here.fail("POST", "/commit/", status=500, count=50)
+    with pytest.raises(ValueError, match=rf"answered with 500 .*The run itself is complete.*--repo {USER}/my-run"):
+        train_and_push(folder)
+    hub_here.faults.clear()
+    train_and_push(folder, "--resume_from_checkpoint", "last")  # which finds it finished
+    assert f"Published             {hub_here.endpoint}/{USER}/my-run/commit/" in capsys.readouterr().out
+    card = hub_here.store.read(key, "README.md").decode()
+    assert card == render_card(folder, repo_id=f"{USER}/my-run")
+    assert len(hub_here.store.repos[key]["commits"]) == 2  # the one that made it, and this
+    train_and_push(folder, "--resume_from_checkpoint", "last")
+    assert "which holds it all already" in capsys.readouterr().out
