@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rts_hf.data import collate, load_data
     from rts_hf.faults import TrainingFault
     from rts_hf.models import build_model
+    from rts_hf.publishing import publish
     from rts_hf.runs import train
     from rts_hf.trainer import RTSTrainer
 
@@ -39,6 +40,7 @@ __all__ = [
     "collate",
     "keep_buffers",
     "load_data",
+    "publish",
     "train",
     "unwrap_optimizer",
 ]
@@ -55,6 +57,7 @@ _LATE = {
     "build_model": "models",
     "collate": "data",
     "load_data": "data",
+    "publish": "publishing",
     "train": "runs",
 }
 

@@ -144,7 +144,11 @@ def test_huge_losses_have_four_digits(tmp_path: Path, loss: float, shown: str) -
 @pytest.mark.parametrize(
     ("source", "is_hub", "sentence"),
     [
-        ("uoft-cs/cifar10", True, "the Hub data set uoft-cs/cifar10"),
+        (
+            "uoft-cs/cifar10",
+            True,
+            "the Hub data set [uoft-cs/cifar10](https://huggingface.co/datasets/uoft-cs/cifar10)",
+        ),
         ("embedded", False, "embedded in the package scikit-learn"),
         ("my_cats", False, "the local folder my_cats"),
     ],

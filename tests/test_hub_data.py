@@ -163,7 +163,8 @@ def test_the_card_links_the_data_set(place: Place, runs: dict[str, Ended]) -> No
         assert card.data.datasets == [hub_id]
         assert card.data.eval_results is not None
         assert {result.dataset_type for result in card.data.eval_results} == {hub_id}
-        assert f"the Hub data set {hub_id}" in card.text
+        commit = place.hub.store.resolve(f"datasets/{hub_id}", "main")
+        assert f"[{hub_id}](https://huggingface.co/datasets/{hub_id}), commit {commit}\n" in card.text
 
 
 @pytest.mark.parametrize(
