@@ -20,6 +20,7 @@ from runs_for_tests import SMALL, settings
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from rts_hf import DataArguments, ModelArguments, RTSTrainer, RTSTrainingArguments, TrainingFault, load_data, train
+from rts_hf.cli import parse_arguments
 from rts_hf.figures import draw_run_figures
 from rts_hf.hub import write_card
 from rts_hf.run_folder import read_record
@@ -127,9 +128,12 @@ def test_figures_and_card_are_made_again_from_the_folder_alone(
         assert (tmp_path / name).read_bytes() == (main_job[0] / name).read_bytes()
 
 
-def test_a_taken_folder_is_refused_then_overwritten_and_other_files_stay(tmp_path: Path) -> None:
+def test_a_taken_folder_is_refused_then_overwritten_and_other_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     command = ["--opt", "sgd", *SHORT, "--output_dir", "mine"]
-    assert launch(tmp_path, *command).returncode == 0
+    train(*parse_arguments(command))
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     before = read_record(tmp_path / "mine")
     refused = launch(tmp_path, *command, "--seed", "7")
@@ -138,7 +142,7 @@ def test_a_taken_folder_is_refused_then_overwritten_and_other_files_stay(tmp_pat
     assert "--overwrite" in refused.stderr
     assert "Traceback" not in refused.stderr.split("error: ")[0]
     assert read_record(tmp_path / "mine") == before
-    assert launch(tmp_path, *command, "--seed", "7", "--overwrite").returncode == 0
+    train(*parse_arguments([*command, "--seed", "7", "--overwrite"]))
     assert read_record(tmp_path / "mine")["seed"] == 7
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep me"
 
