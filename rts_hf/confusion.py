@@ -40,6 +40,12 @@ def measured_split(record: Mapping[str, Any]) -> str | None:
     return next((split for split in ("test", "validation") if classes.get(split)), None)
 
 
+def confusion_split(record: Mapping[str, Any]) -> str | None:
+    """Return :func:`measured_split` if the record holds its confusion matrix, else None."""
+    split = measured_split(record)
+    return split if split and record["classes"][split].get("confusion") else None
+
+
 def class_results(record: Mapping[str, Any], split: str) -> list[ClassResult]:
     """Return the results of a split by class, in the order of the labels.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rts_hf.confusion import draw_confusion, measured_split
+from rts_hf.confusion import confusion_split, draw_confusion
 from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import AlphaSchedule, progress_at
 
@@ -61,7 +61,7 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
         "history": (_draw_history, 3.8, True),
         "schedules": (_draw_schedules, 4.6, bool(run.optimizer.get("method"))),
         "sharpness": (_draw_sharpness, 3.6, run.has_sharpness),
-        "confusion": (_draw_confusion, 6.4, run.has_confusion),
+        "confusion": (_draw_confusion, 6.4, confusion_split(run.record) is not None),
     }
     folder = Path(run_dir) / "figures"
     folder.mkdir(exist_ok=True)
@@ -135,11 +135,6 @@ class _Run:
     def has_sharpness(self) -> bool:
         perturbs = bool(self.optimizer.get("method")) and not self.never_perturbed
         return perturbs and any(map(math.isfinite, self.series("sharpness")[2]))
-
-    @property
-    def has_confusion(self) -> bool:
-        split = measured_split(self.record)
-        return split is not None and bool(self.record["classes"][split].get("confusion"))
 
     @property
     def tested_epoch(self) -> float:
@@ -273,7 +268,7 @@ def _draw_sharpness(figure: Figure, run: _Run) -> None:
 
 
 def _draw_confusion(figure: Figure, run: _Run) -> None:
-    draw_confusion(figure, run.record, str(measured_split(run.record)), _short)
+    draw_confusion(figure, run.record, str(confusion_split(run.record)), _short)
 
 
 def _planned(run: _Run, name: str) -> tuple[list[int], list[float]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rts_hf.card_text import clean, code_block, counted, escaped, measured_share, number, share, text
-from rts_hf.confusion import class_results, measured_split
+from rts_hf.confusion import class_results, confusion_split, measured_split
 from rts_hf.faults import KINDS
 from rts_hf.files import write_text
 from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
@@ -138,8 +138,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     sharpness = _sharpness(log) if switched else None
     # A picture may be left over from another run in the same folder.
     drawn = {"history": True, "schedules": bool(optimizer.get("method")), "sharpness": sharpness is not None}
-    split = measured_split(record)
-    drawn["confusion"] = split is not None and bool(record["classes"][split].get("confusion"))
+    drawn["confusion"] = confusion_split(record) is not None
     return {
         "run": escaped(record),
         "complete": complete,

@@ -170,12 +170,7 @@ def pretrained_data_config(name: str) -> dict[str, Any]:
 def base_model_id(name: str) -> str | None:
     """The Hub repository that a model's pretrained weights come from, or None where they lie elsewhere.
 
-    Args:
-        name: as for ``build_model`` with ``pretrained=True``.
-
-    Raises:
-        ValueError: on an unknown name or one without pretrained weights.
-        OSError: where a Hub repository can be reached neither on the Hub nor in its cache.
+    ``name`` and errors are those of ``pretrained_data_config``.
 
     Example:
         >>> base_model_id("resnet18")

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from rts_hf.config import RTSTrainingArguments
-from rts_hf.resuming import last_checkpoint, what_is_missing
+from rts_hf.resuming import checkpoint_meant, means_last
 from rts_hf.run_folder import RECORD_NAME, STATE_NAME
 
 TRAINERS_DEFAULT = "trainer_output"  # what transformers fills in where output_dir is not given
@@ -36,7 +36,7 @@ def choose_folder(training_args: RTSTrainingArguments, name: str) -> None:
     wanted = training_args.resume_from_checkpoint
     if wanted is None:
         training_args.output_dir = free_folder(name)
-    elif _means_last(wanted):
+    elif means_last(wanted):
         taken = list(itertools.takewhile(Path.exists, _numbered(name)))
         if not taken:
             raise ValueError(
@@ -93,10 +93,6 @@ def _numbered(name: str) -> Iterator[Path]:
     return itertools.chain([stem], (stem.with_name(f"{stem.name}-{number}") for number in itertools.count(2)))
 
 
-def _means_last(wanted: str) -> bool:
-    return wanted in ("last", "True", "true")
-
-
 def on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str | None]) -> str | None:
     """Look on the main process, and return the same on all.
 
@@ -116,15 +112,7 @@ def on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str 
 
 
 def _checkpoint_for(folder: Path, training_args: RTSTrainingArguments) -> str | None:
-    wanted = training_args.resume_from_checkpoint
-    if wanted is not None and _means_last(wanted):
-        wanted = last_checkpoint(folder)
-    elif wanted is not None:
-        if not Path(wanted).is_dir():
-            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder; name one, or use 'last'.")
-        missing = what_is_missing(wanted)
-        if missing is not None:
-            raise ValueError(f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({missing}); name another.")
+    wanted = checkpoint_meant(training_args.resume_from_checkpoint, folder)
     if wanted is None or Path(wanted).resolve().parent != folder.resolve():
         obstacle = _obstacle(folder, training_args.overwrite)
         if obstacle is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from rts_hf.files import read_json_object
+from rts_hf.files import read_json_object, write_text
 from rts_hf.hub import FIGURES, write_card
 from rts_hf.resuming import MARKER_NAME, mark_complete, what_is_missing
 from rts_hf.run_folder import STATE_NAME, read_record, write_record
@@ -171,4 +171,4 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

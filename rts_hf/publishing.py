@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rts_hf.connection import why_unreachable, without_secrets
+from rts_hf.files import read_json_object
 from rts_hf.publication import scan, stage
 from rts_hf.run_folder import RECORD_NAME, read_record
 
@@ -159,8 +159,8 @@ def _record_there(api: Any, repo_id: str, revision: str, there: set[str]) -> Map
     with tempfile.TemporaryDirectory() as cache:
         path = api.hf_hub_download(repo_id, RECORD_NAME, revision=revision, cache_dir=cache)
         try:
-            return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            return read_json_object(path)
+        except ValueError:
             return {}
 
 

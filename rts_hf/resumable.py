@@ -21,13 +21,12 @@ from rts_hf.flow import SaveAfterEvaluation, StopOnSigterm
 from rts_hf.resuming import (
     STATE_KEY,
     check_same_run,
-    last_checkpoint,
+    checkpoint_meant,
     mark_begun,
     mark_complete,
     own_state,
     read_state,
     rotate,
-    what_is_missing,
 )
 from rts_hf.safe_saving import SafeSavingTrainer
 from rts_hf.settings import trajectory_settings
@@ -85,7 +84,7 @@ class ResumableTrainer(SafeSavingTrainer):
         Raises:
             ValueError: If there is no such checkpoint, or a run cannot go on from it.
         """
-        checkpoint = self._checkpoint_for(resume_from_checkpoint)
+        checkpoint = checkpoint_meant(resume_from_checkpoint, str(self.args.output_dir))
         self._started = time.monotonic()
         self._seconds_before = 0.0
         self.resumed_at = []
@@ -245,19 +244,6 @@ class ResumableTrainer(SafeSavingTrainer):
             for callback in self.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         )
-
-    def _checkpoint_for(self, wanted: str | bool | None) -> str | None:
-        if wanted is None or wanted is False:
-            return None
-        if wanted is True or wanted == "last":
-            return last_checkpoint(str(self.args.output_dir))
-        missing = what_is_missing(wanted)
-        if missing is not None:
-            raise ValueError(
-                f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({missing}); name another, or take its "
-                "weights for a new run."
-            )
-        return wanted
 
     def _take_resumed_loss(self) -> None:
         """Go on with the checkpoint's sums of losses, which the Trainer has set to zero."""

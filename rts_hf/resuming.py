@@ -120,6 +120,36 @@ def last_checkpoint(run_dir: str | Path) -> str:
     )
 
 
+def checkpoint_meant(wanted: str | bool | None, run_dir: str | Path) -> str | None:
+    """Return the checkpoint that ``resume_from_checkpoint`` means, or None if it means none.
+
+    Args:
+        wanted: Its folder; True or ``"last"`` for the newest whole one of the run; None or False.
+        run_dir: Where the run's checkpoints lie.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or a run cannot go on from it.
+    """
+    if wanted is None or wanted is False:
+        return None
+    if means_last(wanted):
+        return last_checkpoint(run_dir)
+    if not Path(str(wanted)).is_dir():
+        raise ValueError(f"resume_from_checkpoint={wanted!r} is not a folder; name one, or use 'last'.")
+    missing = what_is_missing(str(wanted))
+    if missing is not None:
+        raise ValueError(
+            f"resume_from_checkpoint={wanted!r} is not a whole checkpoint ({missing}); name another, or take its "
+            "weights for a new run."
+        )
+    return str(wanted)
+
+
+def means_last(wanted: str | bool) -> bool:
+    """Return whether ``resume_from_checkpoint`` asks for the newest checkpoint, in whatever spelling."""
+    return wanted in (True, "last", "True", "true")
+
+
 def rotate(run_dir: str | Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints until at most ``limit`` whole ones are left; the best and the newest always stay.
 

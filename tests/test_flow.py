@@ -1,30 +1,18 @@
 """When a run saves and stops."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_for_tests import make_trainer, training_logs
+from training_for_tests import SignalAt, make_trainer, training_logs
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from rts_hf.flow import StopOnSigterm
 from rts_hf.resuming import what_is_missing
 
 SETTINGS = {"switch": "fixed", "switch_at": "5", "eval_strategy": "epoch", "save_strategy": "no"}  # 7 updates an epoch
-
-
-class SignalAt(TrainerCallback):
-    """Sends SIGTERM to this process during an update."""
-
-    def __init__(self, update: int) -> None:
-        self.update = update
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.update:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("update", [3, 7, 9])

@@ -1,15 +1,13 @@
 """Where a run may be gone on with, and that it is the same run: turned on late, over already, stopped, searched."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_for_tests import Images, make_model, make_trainer, training_logs
+from training_for_tests import Images, SignalAt, make_model, make_trainer, training_logs
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rts_hf import RTSTrainer
@@ -18,17 +16,6 @@ from rts_hf.resuming import MARKER_NAME, last_checkpoint, what_is_missing
 
 EVERY = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}  # 14 updates, 7 an epoch
 pytestmark = pytest.mark.filterwarnings("ignore:The switch", "ignore:This run will never perturb")
-
-
-class SignalAt(TrainerCallback):
-    """Sends SIGTERM in the middle of an update."""
-
-    def __init__(self, update: int) -> None:
-        self.update = update
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step + 1 == self.update:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def same(whole: RTSTrainer, resumed: RTSTrainer) -> None:

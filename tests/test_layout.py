@@ -55,7 +55,7 @@ LAYOUT: dict[str, set[str]] = {
     "card_text": {"run_folder"},
     "hub": {"card_text", "confusion", "faults", "files", "run_folder", "schedules"},
     "publication": {"files", "hub", "resuming", "run_folder"},
-    "publishing": {"connection", "publication", "run_folder"},
+    "publishing": {"connection", "files", "publication", "run_folder"},
     "console": {"faults", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from rts_hf import RTSTrainer, RTSTrainingArguments, build_model
 
@@ -30,6 +33,17 @@ class Images(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+
+class SignalAt(TrainerCallback):
+    """Sends SIGTERM to this process during an update."""
+
+    def __init__(self, update: int) -> None:
+        self.update = update
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.update:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make_model(name: str = "test_vit", seed: int = 0, **model_args: Any) -> Any:
