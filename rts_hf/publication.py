@@ -102,7 +102,7 @@ def scan(folder: str | Path, paths: list[str], repo_id: str) -> list[Finding]:
     """
     findings = []
     for path in paths:
-        if Path(path).suffix not in (".json", ".md"):
+        if Path(path).suffix not in (".json", ".md", ".txt"):
             continue
         for number, line in enumerate((Path(folder) / path).read_text(encoding="utf-8").splitlines(), start=1):
             findings += [Finding(path, number, what) for what in _found_in(line, repo_id)]

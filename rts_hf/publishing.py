@@ -14,6 +14,7 @@ from rts_hf.connection import why_unreachable, without_secrets
 from rts_hf.files import read_json_object
 from rts_hf.publication import scan, stage
 from rts_hf.run_folder import RECORD_NAME, read_record
+from rts_hf.space import model_shown, stage_space
 
 _AGAIN = "the same command goes on where this one stopped"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -27,11 +28,13 @@ class Publication(NamedTuple):
         repo_id: The repository, as ``owner/name``.
         files: Their sizes in bytes, by path in the repository.
         url: Of the commit; None of a dry run, or where nothing had changed.
+        space: The same of its Space; None where none was asked for.
     """
 
     repo_id: str
     files: dict[str, int]
     url: str | None
+    space: Publication | None = None
 
 
 def publish(
@@ -42,6 +45,7 @@ def publish(
     revision: str | None = None,
     tag: str | None = None,
     include_checkpoints: bool = False,
+    space: bool | str = False,
     overwrite: bool = False,
     dry_run: bool = False,
     token: str | None = None,
@@ -59,28 +63,29 @@ def publish(
         revision: Branch to commit to, made if it does not exist; None: ``main``.
         tag: Name to give the commit.
         include_checkpoints: Also publish the checkpoints with optimizer and random states.
-        overwrite: Replace another model that the repository holds.
+        space: Also publish a Gradio Space that shows the model, under this name (``owner/name``), or, if True, under
+            the repository's own. Of a private model it is private too, and needs a secret ``HF_TOKEN`` that may read
+            it.
+        overwrite: Replace another model that the repository holds, or another Space.
         dry_run: Only lay out and check what would be published; needs neither a token nor a network.
         token: Of the Hub; None: the one that ``hf auth login`` or ``HF_TOKEN`` left.
 
     Raises:
         FileNotFoundError: If the folder holds no run or no model.
-        ValueError: If ``repo_id`` is no repository's name, the run is not complete, the repository holds another model,
-            the tag is taken, or a file holds what must not be published; the file and the line are named.
+        ValueError: If a name is no repository's, the run is not complete, the repository or the Space holds another
+            model, the tag is taken, or a file holds what must not be published; the file and the line are named.
         PermissionError: If there is no token, or it may not write there.
         ConnectionError: If the Hub does not answer, or not as it should.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo={repo_id!r} is no repository's name ({error}); give owner/name.") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repo={repo_id!r} is no repository's name; give owner/name.")
+    space_id = repo_id if space is True else space or None
+    for argument, name in {"repo": repo_id, "space": space_id}.items():
+        _check_name(argument, name)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=_beside(run_dir)) as folder:
-        paths = stage(run_dir, folder, repo_id, include_checkpoints=include_checkpoints)
-        findings = scan(folder, paths, repo_id)
+        model, page = _folder(folder, "model"), _folder(folder, "space")
+        paths = stage(run_dir, model, repo_id, include_checkpoints=include_checkpoints)
+        # Its commit is not known yet; a name of the same length stands for it, so that sizes are true.
+        space_paths = stage_space(model, page, repo_id, "0" * 40) if space_id else []
+        findings = scan(model, paths, repo_id) + scan(page, space_paths, repo_id)
         if findings:
             listed = "; ".join(f"{found.file}:{found.line} holds {found.what}" for found in findings[:5])
             more = f" and {len(findings) - 5} more" if len(findings) > 5 else ""
@@ -88,12 +93,20 @@ def publish(
                 f"run_dir={str(run_dir)!r} is not published: {listed}{more}. Nothing was sent. Names and notes come "
                 "from the run's arguments and its data: take it out of the run's files, and publish again."
             )
-        files = {path: (Path(folder) / path).stat().st_size for path in paths}
+        published = Publication(repo_id, _sizes(model, paths), None)
+        demo = Publication(space_id, _sizes(page, space_paths), None) if space_id else None
         if dry_run:
-            return Publication(repo_id, files, None)
+            return published._replace(space=demo)
         with _errors_explained(repo_id):
-            url = _upload(Path(folder), paths, repo_id, private, revision or "main", tag, overwrite, token)
-    return Publication(repo_id, files, url)
+            hub = _Hub(token, private, overwrite)
+            if space_id:
+                hub.check_space(space_id, repo_id)
+            commit, url = hub.send_model(model, paths, repo_id, revision or "main", tag)
+            published = published._replace(url=url)
+            if demo is not None:
+                stage_space(model, page, repo_id, commit)
+                demo = demo._replace(url=hub.send_space(page, space_paths, demo.repo_id, repo_id))
+    return published._replace(space=demo)
 
 
 def check_access(repo_id: str | None, token: str | None = None) -> str:
@@ -113,44 +126,84 @@ def check_access(repo_id: str | None, token: str | None = None) -> str:
         return str(HfApi(token=token).whoami()["name"])
 
 
-def _upload(
-    folder: Path,
-    paths: list[str],
-    repo_id: str,
-    private: bool | None,
-    revision: str,
-    tag: str | None,
-    overwrite: bool,
-    token: str | None,
-) -> str | None:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+class _Hub:
+    """The Hub as somebody who is logged in writes to it."""
 
-    api = HfApi(token=token)
-    api.whoami()  # a token that is missing or wrong is told as such, not as a repository that is not there
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    refs = api.list_repo_refs(repo_id)
-    if revision not in {branch.name for branch in refs.branches}:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    head = api.repo_info(repo_id, revision=revision).sha
-    there = set(api.list_repo_files(repo_id, revision=head))
-    if not overwrite:
-        _check_same_model(folder, there, _record_there(api, repo_id, str(head), there), repo_id)
-    tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
-    operations: list[Any] = [CommitOperationAdd(path, str(folder / path)) for path in paths]
-    stale = sorted(path for path in there - set(paths) if re.fullmatch(r"figures/\w+\.(png|svg)", path))
-    operations += [CommitOperationDelete(path) for path in stale]
-    taken = f"tag={tag!r} exists already in {repo_id} and names another state; give another."
-    if tagged not in (None, head):
-        raise ValueError(taken)
-    name = read_record(folder)["optimizer"]["name"]
-    commit = api.create_commit(
-        repo_id, operations, commit_message=f"Publish a run with {name}", revision=revision, parent_commit=head
-    )
-    if tagged not in (None, commit.oid):
-        raise ValueError(f"{commit.commit_url} is published, but {taken}")
-    if tag is not None and tagged is None:
-        api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    return str(commit.commit_url) if commit.oid != head else None
+    def __init__(self, token: str | None, private: bool | None, overwrite: bool) -> None:
+        from huggingface_hub import HfApi
+
+        self.api, self.private, self.overwrite = HfApi(token=token), private, overwrite
+        self.api.whoami()  # a token that is missing or wrong is told as such, not as a repository that is not there
+
+    def send_model(
+        self, folder: Path, paths: list[str], repo_id: str, revision: str, tag: str | None
+    ) -> tuple[str, str | None]:
+        """Commit the files of a model, and return the commit and, if it is new, its address."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        api = self.api
+        api.create_repo(repo_id, private=self.private, exist_ok=True)
+        refs = api.list_repo_refs(repo_id)
+        if revision not in {branch.name for branch in refs.branches}:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        head = api.repo_info(repo_id, revision=revision).sha
+        there = set(api.list_repo_files(repo_id, revision=head))
+        if not self.overwrite:
+            _check_same_model(folder, there, _record_there(api, repo_id, str(head), there), repo_id)
+        tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+        operations: list[Any] = [CommitOperationAdd(path, str(folder / path)) for path in paths]
+        stale = sorted(path for path in there - set(paths) if re.fullmatch(r"figures/\w+\.(png|svg)", path))
+        operations += [CommitOperationDelete(path) for path in stale]
+        taken = f"tag={tag!r} exists already in {repo_id} and names another state; give another."
+        if tagged not in (None, head):
+            raise ValueError(taken)
+        name = read_record(folder)["optimizer"]["name"]
+        commit = api.create_commit(
+            repo_id, operations, commit_message=f"Publish a run with {name}", revision=revision, parent_commit=head
+        )
+        if tagged not in (None, commit.oid):
+            raise ValueError(f"{commit.commit_url} is published, but {taken}")
+        if tag is not None and tagged is None:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+        return commit.oid, str(commit.commit_url) if commit.oid != head else None
+
+    def check_space(self, space_id: str, repo_id: str) -> None:
+        """Raise ValueError where there is a Space that shows something else."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            there = set(self.api.list_repo_files(space_id, repo_type="space"))
+        except RepositoryNotFoundError:
+            return
+        if self.overwrite or there <= {"README.md", ".gitattributes"}:
+            return
+        shown = model_shown(self._read(space_id, "README.md")) if "README.md" in there else None
+        if shown != repo_id:
+            what = f"shows {shown}" if shown else "is no demo of this model"
+            raise ValueError(
+                f"space={space_id!r} {what}; name another with --space USER/NAME, or replace it with --overwrite."
+            )
+
+    def send_space(self, folder: Path, paths: list[str], space_id: str, repo_id: str) -> str | None:
+        """Commit the files of a Space, and return the Space's address, or None if nothing had changed."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        api = self.api
+        private = self.private if self.private is not None else api.repo_info(repo_id).private
+        api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        head = api.repo_info(space_id, repo_type="space").sha
+        there = set(api.list_repo_files(space_id, repo_type="space", revision=head))
+        operations: list[Any] = [CommitOperationAdd(path, str(folder / path)) for path in paths]
+        operations += [CommitOperationDelete(path) for path in sorted({"small_image.py"} & there - set(paths))]
+        commit = api.create_commit(
+            space_id, operations, commit_message=f"Show {repo_id}", repo_type="space", parent_commit=head
+        )
+        return f"{api.endpoint}/spaces/{space_id}" if commit.oid != head else None
+
+    def _read(self, space_id: str, path: str) -> str:
+        with tempfile.TemporaryDirectory() as cache:
+            found = self.api.hf_hub_download(space_id, path, repo_type="space", cache_dir=cache)
+            return Path(found).read_text(encoding="utf-8", errors="replace")
 
 
 def _record_there(api: Any, repo_id: str, revision: str, there: set[str]) -> Mapping[str, Any] | None:
@@ -182,6 +235,29 @@ def _check_same_model(folder: Path, there: set[str], record: Mapping[str, Any] |
                 f"repo={repo_id!r} holds another model ({part} {key} {theirs!r}, not {mine[part][key]!r}); name "
                 "another repository, or replace it with --overwrite."
             )
+
+
+def _check_name(argument: str, name: str | None) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name is None:
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{argument}={name!r} is no repository's name ({error}); give owner/name.") from error
+    if name.count("/") != 1:
+        raise ValueError(f"{argument}={name!r} is no repository's name; give owner/name.")
+
+
+def _folder(parent: str, name: str) -> Path:
+    path = Path(parent) / name
+    path.mkdir()
+    return path
+
+
+def _sizes(folder: Path, paths: list[str]) -> dict[str, int]:
+    return {path: (folder / path).stat().st_size for path in paths}
 
 
 def _beside(run_dir: str | Path) -> Path | None:

@@ -3,12 +3,13 @@
 
 python scripts/publish.py runs/digits-resnet_micro_small-rts_pugd --repo user/name --dry_run
 python scripts/publish.py runs/digits-resnet_micro_small-rts_pugd --repo user/name --private --tag v1
+python scripts/publish.py runs/digits-resnet_micro_small-rts_pugd --repo user/name --space
 """
 
 import argparse
 import sys
 
-from rts_hf.publishing import publish
+from rts_hf.publishing import Publication, publish
 
 
 def main() -> None:
@@ -20,16 +21,30 @@ def main() -> None:
     parser.add_argument("--revision", help="Branch to commit to; made if it does not exist. Default: main.")
     parser.add_argument("--tag", help="Name to give the commit.")
     parser.add_argument("--include_checkpoints", action="store_true", help="Also checkpoints, with optimizer state.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace another model that the repository holds.")
+    parser.add_argument(
+        "--space",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="USER/NAME",
+        help="Also publish a Gradio Space that shows the model. Default name: that of the repository.",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Replace another model, or Space, that is there.")
     arguments = vars(parser.parse_args())
     published = publish(arguments.pop("run_dir"), arguments.pop("repo"), **arguments)
+    report(published, "", arguments["dry_run"])
+    if published.space is not None:
+        report(published.space, "the Space ", arguments["dry_run"])
+
+
+def report(published: Publication, kind: str, dry_run: bool) -> None:
     for path, size in published.files.items():
         print(f"{size:>12,}  {path}")
     total = f"{len(published.files)} files, {sum(published.files.values()):,} bytes"
-    if arguments["dry_run"]:
-        print(f"{total} would be published in {published.repo_id}. Nothing was sent.")
+    if dry_run:
+        print(f"{total} would be published in {kind}{published.repo_id}. Nothing was sent.")
     elif published.url is None:
-        print(f"{total}; {published.repo_id} holds them all already.")
+        print(f"{total}; {kind}{published.repo_id} holds them all already.")
     else:
         print(f"{total} published: {published.url}")
 

@@ -55,7 +55,9 @@ LAYOUT: dict[str, set[str]] = {
     "card_text": {"run_folder"},
     "hub": {"card_text", "confusion", "faults", "files", "run_folder", "schedules"},
     "publication": {"files", "hub", "resuming", "run_folder"},
-    "publishing": {"connection", "files", "publication", "run_folder"},
+    "demo": set(),  # runs without the package, in a Space
+    "space": {"card_text", "files", "run_folder", "small_image"},
+    "publishing": {"connection", "files", "publication", "run_folder", "space"},
     "console": {"faults", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
