@@ -288,11 +288,11 @@ class FixedSwitch(PhaseSwitch):
         """Return whether ``step`` optimizer steps done reach ``at``; a share waits until ``total_steps`` is known."""
         if self.fired:
             return True
-        start = self._start(total_steps)
+        start = self.start(total_steps)
         return self._fire() if start is not None and step >= start else False
 
     def cannot_fire(self, *, total_steps: int | None = None, num_epochs: int | None = None) -> str | None:
-        start = self._start(total_steps)
+        start = self.start(total_steps)
         if total_steps is None or start is None or start < total_steps:
             return None  # a run that never switches is what 1.0 asks for
         return f"{self!r} fires at step {start}, but the run has {total_steps} steps; train longer or lower at."
@@ -300,8 +300,12 @@ class FixedSwitch(PhaseSwitch):
     def settings(self) -> dict[str, Any]:
         return {"at": self.at}
 
-    def _start(self, total_steps: int | None) -> int | None:
-        """Return the step at which it fires, or None for never and for a share of an unknown horizon."""
+    def start(self, total_steps: int | None) -> int | None:
+        """Return the step at which it fires, or None for never and for a share of an unknown horizon.
+
+        Args:
+            total_steps: Optimizer steps of the whole run; None where unknown.
+        """
         if isinstance(self.at, int) or self.at == 0.0:
             return int(self.at)
         if total_steps is None or self.at == 1.0:

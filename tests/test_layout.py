@@ -13,6 +13,7 @@ LAYOUT: dict[str, set[str]] = {
     "files": set(),
     "schedules": set(),
     "switching": set(),
+    "budget": {"switching"},
     "perturbation": set(),
     "second_pass": set(),
     "scaling": set(),
