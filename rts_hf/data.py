@@ -23,8 +23,8 @@ from rts_hf.batches import (
     unreadable,
 )
 from rts_hf.columns import ImageRows, choose_columns, read_labels
-from rts_hf.sources import PRESETS, TEST_SEED, DatasetPreset, match_preset, open_source
-from rts_hf.splits import cap, choose_splits, hold_out
+from rts_hf.sources import PRESETS, DatasetPreset, match_preset, open_source
+from rts_hf.splits import TEST_SEED, cap, choose_splits, hold_out
 
 __all__ = ["PRESETS", "DataBundle", "DatasetPreset", "ImageClassificationDataset", "collate", "load_data"]
 
@@ -63,6 +63,7 @@ class DataBundle:
         normalisation: whose numbers mean and std are: "given", the name of a preset (asked for by name or Hub id,
             or recognised), or "imagenet" by default; of two origins, as in "given mean, cifar10 std".
         revision: the Hub's commit that was read; None for other data.
+        package: the Python package that embedded data comes with; None for other data.
     """
 
     name: str
@@ -80,6 +81,7 @@ class DataBundle:
     split_sources: dict[str, dict[str, Any] | None]
     normalisation: str
     revision: str | None = None
+    package: str | None = None
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -240,6 +242,7 @@ def load_data(
         },
         normalisation=normalisation,
         revision=source.revision,
+        package=preset.package if preset else None,
     )
     logger.info("%s: %s images, %d classes.", source.name, bundle.split_sizes, len(label_names))
     return bundle

@@ -70,6 +70,7 @@ def describe_run(
                 "name": data.name,
                 "source": data.source,
                 "revision": data.revision,
+                "package": data.package,
                 "label_names": list(data.label_names),
                 "image_size": data.image_size,
                 "augmentation": data.augmentation,
