@@ -77,6 +77,8 @@ def describe_run(
                 "splits": {"test": None, **data.split_sizes},
                 "split_sources": data.split_sources,
                 "skipped": data.skipped,
+                "train_fraction": data.train_fraction,
+                "label_noise": data.label_noise,
                 "mean": data.mean,
                 "std": data.std,
                 "normalisation": data.normalisation,
