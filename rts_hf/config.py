@@ -14,8 +14,10 @@ from transformers.training_args import OptimizerNames
 
 from rts_hf.checks import check_best_model, check_effects, check_ranges, check_scheduler, check_together
 from rts_hf.compiling import check_backend
+from rts_hf.noise import check_label_noise
 from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
+from rts_hf.splits import check_train_fraction
 from rts_hf.switching import SWITCHES
 
 DEFAULT_MODEL = "resnet_micro_small"
@@ -88,8 +90,8 @@ class DataArguments:
     dataset: str = field(
         default="digits",
         metadata={
-            "help": "digits (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a local folder (image folder, "
-            "parquet files, or saved with save_to_disk)."
+            "help": "digits or photo_patches (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a local "
+            "folder (image folder, parquet files, or saved with save_to_disk)."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
@@ -105,7 +107,9 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the training split held out for validation, stratified, in (0, 1)."}
     )
-    split_seed: int = field(default=42, metadata={"help": "Seed of the validation split."})
+    split_seed: int = field(
+        default=42, metadata={"help": "Seed of the validation split, of train_fraction and label_noise."}
+    )
     image_size: int | None = field(default=None, metadata={"help": "Side of the square input in pixels."})
     augmentation: str = field(
         default="auto",
@@ -122,6 +126,12 @@ class DataArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Validate and test on this many images each at most."}
     )
+    train_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the training images kept, in (0, 1]; the other splits stay whole."}
+    )
+    label_noise: float = field(
+        default=0.0, metadata={"help": "Share of training labels made wrong, in [0, 1); the other splits stay clean."}
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded data sets are kept."})
 
     def __post_init__(self) -> None:
@@ -129,6 +139,8 @@ class DataArguments:
             raise ValueError(
                 f"validation_fraction={self.validation_fraction!r} must lie between 0 and 1, for instance 0.1."
             )
+        check_train_fraction(self.train_fraction)
+        check_label_noise(self.label_noise)
         for name in ("image_size", "max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from rts_hf.batches import (
@@ -23,8 +24,9 @@ from rts_hf.batches import (
     unreadable,
 )
 from rts_hf.columns import ImageRows, choose_columns, read_labels
-from rts_hf.sources import PRESETS, TEST_SEED, DatasetPreset, match_preset, open_source
-from rts_hf.splits import cap, choose_splits, hold_out
+from rts_hf.noise import check_label_noise, flip_labels
+from rts_hf.sources import PRESETS, DatasetPreset, match_preset, open_source
+from rts_hf.splits import TEST_SEED, cap, check_train_fraction, choose_splits, hold_out, keep_fraction
 
 __all__ = ["PRESETS", "DataBundle", "DatasetPreset", "ImageClassificationDataset", "collate", "load_data"]
 
@@ -63,6 +65,11 @@ class DataBundle:
         normalisation: whose numbers mean and std are: "given", the name of a preset (asked for by name or Hub id,
             or recognised), or "imagenet" by default; of two origins, as in "given mean, cifar10 std".
         revision: the Hub's commit that was read; None for other data.
+        package: the Python package that embedded data comes with; None for other data.
+        train_fraction: `{"fraction": 0.1, "images": 129, "of": 1293}`, the part of the training images that was kept
+            (`max_train_samples` may then have kept fewer); None for all.
+        label_noise: `{"split": "train", "fraction": 0.4, "flipped": 517, "of": 1293}`, how many labels were changed to
+            another class; None for none. Those of validation and test never are.
     """
 
     name: str
@@ -80,6 +87,9 @@ class DataBundle:
     split_sources: dict[str, dict[str, Any] | None]
     normalisation: str
     revision: str | None = None
+    package: str | None = None
+    train_fraction: dict[str, Any] | None = None
+    label_noise: dict[str, Any] | None = None
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -107,6 +117,8 @@ def load_data(
     skip_bad_images: bool = False,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    train_fraction: float = 1.0,
+    label_noise: float = 0.0,
     cache_dir: str | None = None,
 ) -> DataBundle:
     """Load a data set and check all of it, every image included, before training.
@@ -125,7 +137,8 @@ def load_data(
         test_split: default: the preset's, "test", a "validation" without "test", else a part of train that is the
             same for every `seed`.
         validation_fraction: of train, held out in proportion for each class, in (0, 1).
-        seed: of the held-out validation part and of the samples that the two limits below keep.
+        seed: of the held-out validation part, of the samples that the two limits and `train_fraction` keep, and of
+            the labels that `label_noise` changes.
         image_size: side in pixels, at least 8. Default: the preset's; else the size of the images up to 64, or 224.
         mean: three numbers, of pixels in [0, 1]. Default: the preset's, also where a folder or repository is
             recognised as a copy of one by columns, classes and image size; else ImageNet's. A guess is logged.
@@ -136,6 +149,10 @@ def load_data(
         skip_bad_images: leave unreadable images out and count them, instead of stopping.
         max_train_samples: keep at most this many training images, each class in proportion.
         max_eval_samples: likewise, of validation and of test.
+        train_fraction: of the training images to keep once validation is held out, each class in proportion and with
+            one image at least, in (0, 1].
+        label_noise: share of the remaining training labels that are changed to another class, each of the others with
+            equal chance, in [0, 1). Validation and test keep their labels: settings are chosen on clean ones.
         cache_dir: where `datasets` keeps what it downloads and converts.
 
     Raises:
@@ -159,6 +176,8 @@ def load_data(
         augmentation=augmentation,
         limits={"max_train_samples": max_train_samples, "max_eval_samples": max_eval_samples},
     )
+    check_train_fraction(train_fraction)
+    check_label_noise(label_noise)
     source = open_source(dataset, dataset_config, cache_dir)
     preset = source.preset
     train_name, validation_name, test_name = choose_splits(
@@ -179,6 +198,9 @@ def load_data(
 
     _check_classes(labels[train_name], label_names, f"split '{train_name}' of dataset={dataset!r}")
     parts = _divide(labels, label_names, train_name, validation_name, test_name, validation_fraction, seed)
+    whole = parts["train"][1]
+    fewer = keep_fraction(whole, labels[train_name], train_fraction, seed, label_names)
+    parts["train"] = train_name, fewer
     for role, limit in (("train", max_train_samples), ("validation", max_eval_samples), ("test", max_eval_samples)):
         split, rows = parts[role]
         parts[role] = split, cap(rows, labels[split], limit, TEST_SEED if role == "test" else seed)
@@ -220,7 +242,12 @@ def load_data(
             raise ValueError(f"split '{split}' of dataset={dataset!r}: not one {role} image can be read")
     if bad:
         raise unreadable(sorted(bad, key=lambda image: (list(used).index(image.split), image.row)))
-    _check_classes(built["train"].labels.numpy(), label_names, "the training part without its unreadable images")
+    clean = built["train"].labels.numpy()
+    _check_classes(clean, label_names, "the training part without its unreadable images")
+    noisy = flip_labels(clean, label_noise, seed) if label_noise else clean
+    _check_classes(noisy, label_names, f"the training part under label_noise={label_noise}")
+    changed = int((noisy != clean).sum())
+    built["train"].labels = torch.from_numpy(noisy)
     bundle = DataBundle(
         name=source.name,
         source=source.origin,
@@ -240,6 +267,13 @@ def load_data(
         },
         normalisation=normalisation,
         revision=source.revision,
+        package=preset.package if preset else None,
+        train_fraction={"fraction": train_fraction, "images": len(fewer), "of": len(whole)}
+        if train_fraction < 1
+        else None,
+        label_noise={"split": "train", "fraction": label_noise, "flipped": changed, "of": len(clean)}
+        if label_noise
+        else None,
     )
     logger.info("%s: %s images, %d classes.", source.name, bundle.split_sizes, len(label_names))
     return bundle

@@ -91,7 +91,7 @@ def _metadata(record: Mapping[str, Any]) -> ModelCardData:
     optimizer = record["optimizer"]
     hub_dataset = _hub_dataset(record)
     # Never the name where there is no Hub id: the Hub reads a type as one, and a folder may bear any data set's name.
-    dataset_type = hub_dataset or ("scikit-learn" if record["data"].get("source") == "embedded" else "local-folder")
+    dataset_type = hub_dataset or clean(_package(record) or "") or "local-folder"
     results, metrics = [], []
     for role in ("validation", "test"):
         for key, (name, kind) in MEASURES.items():
@@ -152,6 +152,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
         "label_limit": LABEL_LIMIT,
         "small_data": SMALL_DATA,
         "hub_dataset": text(_hub_dataset(record) or ""),
+        "package": text(_package(record) or ""),
         "never_switched": bool(optimizer.get("switch")) and not switched,
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
@@ -336,6 +337,12 @@ def _base_model(record: Mapping[str, Any]) -> str | None:
     model = record["model"]
     named = str(model.get("base_model") or "") if model.get("pretrained") else ""
     return named if _HUB_ID.fullmatch(named) else None
+
+
+def _package(record: Mapping[str, Any]) -> str | None:
+    """Return the Python package that embedded data comes with, or None; older records do not name scikit-learn."""
+    data = record["data"]
+    return str(data.get("package") or "scikit-learn") if data.get("source") == "embedded" else None
 
 
 def _hub_dataset(record: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,14 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from rts_hf.config import RTS_FIELDS, RTSTrainingArguments, is_two_pass, stepping_name
+from rts_hf.config import (
+    RTS_FIELDS,
+    DataArguments,
+    ModelArguments,
+    RTSTrainingArguments,
+    is_two_pass,
+    stepping_name,
+)
 from rts_hf.files import read_json_object, write_text
 from rts_hf.run_folder import STATE_NAME
 
@@ -33,7 +40,7 @@ _FREE = frozenset(
         "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     }
 )  # fmt: skip
-_PARTS = {"model": "model", "data": "data set"}
+_PARTS = {"model": ("model", ModelArguments), "data": ("data set", DataArguments)}
 # What a checkpoint brings with it: another value on the command line would have no effect, or spoil its state.
 _KEPT = ("learning_rate", "weight_decay", "momentum", "opt_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 # What the position in the data, or the best evaluation so far, would no longer fit.
@@ -206,12 +213,18 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
         ValueError: With every difference, and what to do.
     """
     kept = own_state(read_state(checkpoint)).get("arguments") or {}
-    for part in _PARTS:
+    for part, (noun, argument_class) in _PARTS.items():
         if part in kept and part in arguments:
-            changed = _differences(kept[part], arguments[part], leave_out=frozenset({"cache_dir"}))
+            # What an older checkpoint does not know, because there was no such argument, was as it is by default now.
+            known = {field.name: field.default for field in fields(argument_class)} | kept[part]
+            changed = _differences(
+                {name: known[name] for name in (*kept[part], *arguments[part]) if name in known},
+                arguments[part],
+                leave_out=frozenset({"cache_dir"}),
+            )
             if changed:
                 raise ValueError(
-                    f"resume_from_checkpoint={checkpoint!r} belongs to a run with another {_PARTS[part]} "
+                    f"resume_from_checkpoint={checkpoint!r} belongs to a run with another {noun} "
                     f"({_shown(changed)}); give the same arguments, or start a new run"
                     + (" with --checkpoint for its weights." if part == "data" else ".")
                 )

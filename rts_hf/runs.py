@@ -111,6 +111,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             skip_bad_images=data_args.skip_bad_images,
             max_train_samples=data_args.max_train_samples,
             max_eval_samples=data_args.max_eval_samples,
+            train_fraction=data_args.train_fraction,
+            label_noise=data_args.label_noise,
             cache_dir=data_args.cache_dir,
             **preprocessing,
         )
@@ -333,6 +335,9 @@ def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArgume
         for part, source in data.split_sources.items()
         if source is not None
     ]
+    fewer, noise = data.train_fraction, data.label_noise
+    sources += [f"kept {fewer['images']} of {fewer['of']} training images"] if fewer else []
+    sources += [f"changed {noise['flipped']} of {noise['of']} training labels to another class"] if noise else []
     return (
         f"{plain_name(model.config.architecture)} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images "
         f"of {data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}\n"

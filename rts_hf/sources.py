@@ -13,17 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import PIL.Image
 
 from rts_hf.connection import discreet_client, offline, why_unreachable, without_secrets
+from rts_hf.embedded import EMBEDDED
 from rts_hf.splits import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
-
-# The digits' test part, and that of data sets without one, is the same whatever the run's own seed.
-TEST_SEED = 0
-DIGITS_TEST_FRACTION = 0.2
 
 _TABLE_SUFFIXES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip"}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -36,7 +32,7 @@ class DatasetPreset:
 
     Args:
         name: what `load_data` is asked for.
-        hub_id: its repository on the Hub; None is embedded in scikit-learn.
+        hub_id: its repository on the Hub; None is embedded in `package`.
         image_column: column of the images.
         label_column: column of the classes.
         train_split: split to train on.
@@ -49,6 +45,7 @@ class DatasetPreset:
         known_classes: names that are among these classes; by them a copy of the data set is told from other images
             in columns of the same names.
         other_columns: further columns of the repository.
+        package: the Python package that an embedded data set comes with.
     """
 
     name: str
@@ -64,6 +61,7 @@ class DatasetPreset:
     num_classes: int
     known_classes: tuple[str, ...] = ()
     other_columns: tuple[str, ...] = ()
+    package: str | None = None
 
 
 def _presets(*presets: DatasetPreset) -> Mapping[str, DatasetPreset]:
@@ -78,6 +76,16 @@ PRESETS = _presets(
         image_size=16,
         horizontal_flip=False,
         num_classes=10,
+        package="scikit-learn",
+    ),
+    DatasetPreset(
+        *("photo_patches", None, "image", "label", "train", "test"),
+        mean=(0.4776, 0.4776, 0.4776),
+        std=(0.2157, 0.2157, 0.2157),
+        image_size=16,
+        horizontal_flip=True,
+        num_classes=10,
+        package="scikit-image",
     ),
     DatasetPreset(
         *("cifar10", "uoft-cs/cifar10", "img", "label", "train", "test"),
@@ -163,7 +171,7 @@ def open_source(dataset: str | Path, config: str | None = None, cache_dir: str |
     if hub_id is None:
         if config is not None:
             raise ValueError(f"dataset_config={config!r}: '{dataset}' has no configurations; leave it unset")
-        return Source(dataset, "embedded", _digits(), preset)
+        return Source(dataset, "embedded", EMBEDDED[dataset](), preset)
     if preset is None and (folder.is_file() or not _HUB_ID.fullmatch(dataset)):
         kind = "is a file; give the folder that holds it" if folder.is_file() else "is neither a folder nor a Hub id"
         raise ValueError(
@@ -333,27 +341,6 @@ def _linked_folders(dataset: str, folder: Path) -> list[Path]:
             else:
                 links.append(link)
     return links
-
-
-def _digits() -> Mapping[str, Any]:
-    """scikit-learn's 8×8 scans of digits, grey 0..16 stretched to 0..255, with a stratified test split."""
-    import datasets
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    scans = load_digits()
-    pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
-    train, test = train_test_split(
-        np.arange(len(pixels)), test_size=DIGITS_TEST_FRACTION, random_state=TEST_SEED, stratify=scans.target
-    )
-    names = [str(digit) for digit in range(10)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-    return {
-        split: datasets.Dataset.from_dict(
-            {"image": [PIL.Image.fromarray(pixels[row]) for row in rows], "label": scans.target[rows]}, features
-        )
-        for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
-    }
 
 
 def match_preset(features: Mapping[str, Any]) -> DatasetPreset | None:

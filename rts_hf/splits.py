@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 # Names of one and the same split, the one `datasets` puts for the others first.
 SPLIT_NAMES = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "testing", "eval", "evaluation"))
+# The digits' test part, and that of data sets without one, is the same whatever the run's own seed.
+TEST_SEED = 0
 
 
 def choose_splits(
@@ -138,10 +140,61 @@ def cap(rows: np.ndarray, labels: np.ndarray, limit: int | None, seed: int) -> n
     """
     if limit is None or limit >= len(rows):
         return rows
+    shuffled, place = _evenly(rows, labels, seed)
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])
+
+
+def keep_fraction(
+    rows: np.ndarray, labels: np.ndarray, fraction: float, seed: int, label_names: Sequence[str]
+) -> np.ndarray:
+    """A part of the rows in ascending order, drawn at random with each class in proportion and none of them lost.
+
+    With the same seed, a larger fraction holds all of a smaller one.
+
+    Args:
+        rows: int64 `(N,)`.
+        labels: int64, the label of every row of the table `rows` points into.
+        fraction: of the rows to keep, in (0, 1]; their number is rounded.
+        seed: of the draw.
+        label_names: for messages.
+
+    Raises:
+        ValueError: a fraction outside (0, 1], or fewer rows kept than there are classes.
+
+    >>> keep_fraction(np.arange(100), np.repeat([0, 1], [96, 4]), 0.1, 0, ["cat", "dog"]).shape
+    (10,)
+    """
+    check_train_fraction(fraction)
+    count, classes = round(fraction * len(rows)), np.unique(labels[rows])
+    if count < len(classes):
+        raise ValueError(
+            f"train_fraction={fraction} keeps {count} of {len(rows)} training images, and each of the {len(classes)} "
+            f"classes ({', '.join(label_names[label] for label in classes[:10])}{', …' if len(classes) > 10 else ''}) "
+            f"needs one. Legal here: from about {len(classes) / len(rows):.3g}."
+        )
+    shuffled, place = _evenly(rows, labels, seed)
+    _, first = np.unique(labels[shuffled], return_index=True)
+    place[first] = 0  # before all others: a rare class would come late
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:count]])
+
+
+def check_train_fraction(fraction: float) -> None:
+    """Refuse what is no share of the training images.
+
+    Raises:
+        ValueError: a fraction outside (0, 1].
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+        raise ValueError(
+            f"train_fraction={fraction!r}: legal are numbers above 0 and up to 1, such as 0.1; 1 keeps all images"
+        )
+
+
+def _evenly(rows: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows shuffled, and places in (0, 1): any prefix in the order of places holds each class in proportion."""
     shuffled = np.random.default_rng(seed).permutation(rows)
-    # The k-th of a class's n images stands at (k + 1/2)/n: any prefix of that order holds each class in proportion.
     place = np.empty(len(rows))
     for label in np.unique(labels[rows]):
         members = np.flatnonzero(labels[shuffled] == label)
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(shuffled[np.argsort(place, kind="stable")[:limit]])
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)  # the k-th of n stands at (k + 1/2)/n
+    return shuffled, place

@@ -161,3 +161,11 @@ def test_only_hub_data_sets_are_linked(tmp_path: Path, source: str, is_hub: bool
     assert sentence in card
     types = {result["dataset"]["type"] for result in metadata(card)["model-index"][0]["results"]}
     assert types == {source if is_hub else "scikit-learn" if source == "embedded" else "local-folder"}
+
+
+def test_the_package_of_embedded_data_is_named(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "data.package", "scikit-image")
+    card = render_card(folder)
+    assert "embedded in the package scikit-image" in card
+    assert {result["dataset"]["type"] for result in metadata(card)["model-index"][0]["results"]} == {"scikit-image"}

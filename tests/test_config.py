@@ -91,6 +91,8 @@ def test_training_arguments_are_refused(tmp_path: Path, settings: dict, message:
         (lambda: ModelArguments(model_args="{"), "model_args='{' is not JSON"),
         (lambda: DataArguments(validation_fraction=1.0), "validation_fraction=1.0"),
         (lambda: DataArguments(image_size=0), "image_size=0"),
+        (lambda: DataArguments(train_fraction=0.0), "train_fraction=0.0: legal are"),
+        (lambda: DataArguments(label_noise=1.0), "label_noise=1.0: legal are"),
         (lambda: DataArguments(max_train_samples=-5), "max_train_samples=-5"),
     ],
 )

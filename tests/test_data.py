@@ -291,6 +291,49 @@ def test_limits_on_samples() -> None:
     assert torch.equal(other.test[3]["pixel_values"], bundle.test[3]["pixel_values"])
 
 
+def test_fewer_and_wrong_labels_are_those_of_training_alone() -> None:
+    plain, harder = load_data(), load_data(train_fraction=0.1, label_noise=0.4)
+    assert (plain.train_fraction, plain.label_noise) == (None, None)
+    assert harder.train_fraction == {"fraction": 0.1, "images": 129, "of": 1293}
+    assert harder.label_noise == {"split": "train", "fraction": 0.4, "flipped": 52, "of": 129}
+    for one, other in zip(splits_of(plain)[1:], splits_of(harder)[1:], strict=True):
+        assert one.images is not None
+        assert other.images is not None
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    clean = load_data(train_fraction=0.1)
+    assert clean.train.images is not None
+    assert harder.train.images is not None
+    assert torch.equal(clean.train.images, harder.train.images)
+    assert int((clean.train.labels != harder.train.labels).sum()) == 52
+    assert torch.equal(harder.train.without_augmentation().labels, harder.train.labels)
+    assert torch.equal(load_data(train_fraction=0.1, label_noise=0.4).train.labels, harder.train.labels)
+    assert not torch.equal(load_data(train_fraction=0.1, label_noise=0.4, seed=7).train.labels, harder.train.labels)
+
+
+def test_wrong_labels_of_images_decoded_at_every_fetch() -> None:
+    options: dict[str, Any] = {"augmentation": "timm", "max_train_samples": 50}
+    clean, noisy = load_data(**options), load_data(**options, label_noise=0.4)
+    assert noisy.train.images is None
+    served = collate([noisy.train[i] for i in range(50)])["labels"]
+    assert torch.equal(served, noisy.train.labels)
+    assert int((served != clean.train.labels).sum()) == 20
+
+
+def test_noise_may_not_leave_one_class(tmp_path: Path, load: Any) -> None:
+    folder = save(tmp_path / "pets", train=table([0, 1] * 2, ANIMALS, size=8), test=table([0, 1], ANIMALS, size=8))
+    with pytest.raises(ValueError, match=r"under label_noise=0\.5 has images of 1 class"):
+        load(folder, validation_fraction=0.5, label_noise=0.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("label_noise", 1.5), ("train_fraction", 0.0), ("train_fraction", 0.001)]
+)
+def test_shares_that_cannot_be(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option}={value}"):
+        load_data(**{option: value})
+
+
 @pytest.mark.parametrize("feature", [datasets.Value("string"), datasets.Value("int64")])
 def test_plain_labels_become_classes(feature: Any, tmp_path: Path, load: Any) -> None:
     values = ["owl", "cat"] if feature.dtype == "string" else [30, 4]

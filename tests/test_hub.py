@@ -67,6 +67,27 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("data.splits.train", 4321, "A small training set (4,321 images)"),
     ("data.image_size", 48, "48×48 pixels"),
     ("data.skipped", {"train": 3}, "Left out as unreadable: train 3"),
+    (
+        "data.train_fraction",
+        {"fraction": 0.1, "images": 129, "of": 1293},
+        'Train: the split "train" without the held-out validation part; of it 129 images of 1,293 were kept',
+    ),
+    (
+        "data.train_fraction",
+        {"fraction": 0.1, "images": 129, "of": 1293},
+        "- Only 129 training images of 1,293 were used, on purpose",
+    ),
+    (
+        "data.label_noise",
+        {"split": "train", "fraction": 0.4, "flipped": 517, "of": 1293},
+        "- Label noise: of 1,293 training labels 517 were changed to another class, drawn at random with equal chances "
+        "(label_noise 0.4); validation and test kept their labels",
+    ),
+    (
+        "data.label_noise",
+        {"split": "train", "fraction": 0.4, "flipped": 517, "of": 1293},
+        "- 517 of 1,293 training labels were made wrong on purpose",
+    ),
     ("data.mean", [0.125, 0.25, 0.5], "mean 0.125, 0.25, 0.5"),
     ("data.std", [0.125, 0.25, 0.5], "deviation 0.125, 0.25, 0.5"),
     ("data.label_names", ["a", "b", "c"], "3 classes"),

@@ -55,6 +55,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_record(interrupted: tuple[Pa
     [
         ({"model": "test_vit"}, {}, {}, "another model .model test_resnet → test_vit"),
         ({}, {"split_seed": 7}, {}, "another data set .split_seed 42 → 7"),
+        ({}, {"label_noise": 0.4}, {}, "another data set .label_noise 0.0 → 0.4"),
         ({}, {"dataset": "cifar10"}, {}, "another data set .dataset digits → cifar10"),
         ({}, {}, {"opt": "sgd"}, "other settings .opt rts_pugd → sgd"),
         ({}, {}, {"opt": "sam"}, "other settings .opt rts_pugd → sam"),

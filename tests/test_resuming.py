@@ -101,6 +101,8 @@ def test_checkpoints_that_are_not_whole_go_before_older_whole_ones(tmp_path: Pat
     [
         ("model", {"model": "resnet34"}, r"another model \(model resnet18 → resnet34\)"),
         ("data", {"dataset": "cifar10"}, r"another data set \(dataset digits → cifar10\).*--checkpoint"),
+        ("data", {"label_noise": 0.4}, r"another data set \(label_noise 0.0 → 0.4\)"),
+        ("data", {"train_fraction": 0.1}, r"another data set \(train_fraction 1.0 → 0.1\)"),
         ("data", {"split_seed": 7}, r"another data set \(split_seed 42 → 7\)"),
         ("training", {"seed": 7}, r"\(seed 42 → 7\), which cannot change within a run"),
         ("training", {"opt": "sam"}, r"\(opt rts_pugd → sam\), which cannot change within a run"),
@@ -121,6 +123,15 @@ def test_another_run_is_refused(tmp_path: Path, part: str, change: dict, message
     check_same_run(checkpoint, OWN, override=False)
     with pytest.raises(ValueError, match=message):
         check_same_run(checkpoint, {**OWN, part: {**OWN[part], **change}}, override=False)
+
+
+def test_an_argument_that_the_checkpoint_does_not_know_was_at_its_default(tmp_path: Path) -> None:
+    checkpoint = str(make(tmp_path, 1))
+    now = {"data": {**OWN["data"], "label_noise": 0.0, "train_fraction": 1.0}}
+    check_same_run(checkpoint, now, override=False)
+    noisy = str(make(tmp_path, 2, arguments={**OWN, "data": {**OWN["data"], "label_noise": 0.4}}))
+    with pytest.raises(ValueError, match=r"another data set \(label_noise 0.4 → 0.0\)"):
+        check_same_run(noisy, now, override=False)
 
 
 def test_what_may_change(tmp_path: Path) -> None:

@@ -280,3 +280,18 @@ def test_overwriting_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="overwrite=True needs output_dir"):
         train(ModelArguments(), SMALL, RTSTrainingArguments(overwrite=True, use_cpu=True))
+
+
+def test_a_harder_training_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = DataArguments(train_fraction=0.1, label_noise=0.25, max_train_samples=100, max_eval_samples=20, image_size=8)
+    record = train(ModelArguments(model="test_resnet"), data, settings(tmp_path / "run", max_steps=2))
+    assert record["data"]["train_fraction"] == {"fraction": 0.1, "images": 129, "of": 1293}
+    assert record["data"]["label_noise"] == {"split": "train", "fraction": 0.25, "flipped": 25, "of": 100}
+    assert record["data"]["splits"]["train"] == 100
+    assert "--train_fraction 0.1 --label_noise 0.25" in record["command"]
+    assert read_record(tmp_path / "run") == record
+    printed = capsys.readouterr().out
+    assert "kept 129 of 1293 training images; changed 25 of 100 training labels to another class" in printed
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "- Label noise: of 100 training labels 25 were changed" in card
+    assert "- Only 129 training images of 1,293 were used, on purpose" in card

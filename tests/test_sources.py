@@ -24,6 +24,7 @@ from datasets_for_tests import (
     write_preset,
 )
 
+from rts_hf.embedded import EMBEDDED
 from rts_hf.sources import PRESETS, match_preset, open_source
 
 
@@ -32,6 +33,7 @@ def test_presets_are_complete(preset: Any) -> None:
     assert preset.train_split != preset.test_split
     assert all(0 < value < 1 for value in (*preset.mean, *preset.std))
     assert preset.image_size >= 8
+    assert (preset.hub_id is None) == (preset.package is not None) == (preset.name in EMBEDDED)
 
 
 @pytest.mark.parametrize("name", HUB_PRESETS)
@@ -208,7 +210,7 @@ def test_hub_out_of_reach(dataset: str, cache: str, monkeypatch: pytest.MonkeyPa
         ("", r"dataset='' is neither"),
         ("images/", r"dataset='images/' is neither"),
         ("my images/cats", r"dataset='my images/cats' is neither"),
-        (None, r"dataset=None: legal are digits, cifar10.*a local folder, or a Hub id"),
+        (None, r"dataset=None: legal are digits, photo_patches, cifar10.*a local folder, or a Hub id"),
         (3, r"dataset=3: legal are"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rts_hf.splits import cap, choose_splits, hold_out
+from rts_hf.splits import cap, check_train_fraction, choose_splits, hold_out, keep_fraction
 
 NAMES = ["cat", "dog", "owl"]
 
@@ -108,3 +108,42 @@ def test_cap_keeps_classes_in_proportion(limit: int | None, expected: list[int] 
         assert np.bincount(labels[kept]).tolist() == expected
         assert np.array_equal(cap(rows, labels, limit, 3), kept)
         assert not np.array_equal(cap(rows, labels, limit, 4), kept)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(1, [500, 300, 3]), (0.5, [249, 150, 2]), (0.1, [50, 29, 1]), (0.01, [5, 2, 1]), (3 / 803, [1, 1, 1])],
+)
+def test_fraction_keeps_classes_in_proportion_and_loses_none(fraction: float, expected: list[int]) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [500, 300, 3]))
+    rows = np.arange(803)
+    kept = keep_fraction(rows, labels, fraction, 3, NAMES)
+    assert len(set(kept)) == len(kept) == round(fraction * 803)
+    assert (np.diff(kept) > 0).all()
+    assert np.bincount(labels[kept]) == pytest.approx(expected, abs=1)
+    assert np.bincount(labels[kept]).min() >= 1
+    assert np.array_equal(keep_fraction(rows, labels, fraction, 3, NAMES), kept)
+    assert set(kept) <= set(keep_fraction(rows, labels, min(1, 2 * fraction), 3, NAMES))
+    if fraction < 1:
+        assert not np.array_equal(keep_fraction(rows, labels, fraction, 4, NAMES), kept)
+
+
+def test_fraction_of_the_rows_given() -> None:
+    labels = np.tile([0, 1], 50)
+    kept = keep_fraction(np.arange(10, 50), labels, 0.25, 0, NAMES)
+    assert set(kept) <= set(range(10, 50))
+    assert np.bincount(labels[kept]).tolist() == [5, 5]
+
+
+def test_fraction_with_fewer_images_than_classes() -> None:
+    labels = np.repeat([0, 1, 2], 10)
+    with pytest.raises(
+        ValueError, match=r"train_fraction=0.07 keeps 2 of 30 .* 3 classes \(cat, dog, owl\) needs .* about 0.1\."
+    ):
+        keep_fraction(np.arange(30), labels, 0.07, 0, NAMES)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, 10, float("nan"), "0.5", None, True])
+def test_what_is_no_fraction_is_refused(fraction: object) -> None:
+    with pytest.raises(ValueError, match=r"train_fraction=.*: legal are numbers above 0 and up to 1"):
+        check_train_fraction(fraction)  # type: ignore[arg-type]
