@@ -37,6 +37,7 @@ _RANGES = {
 # Arguments of TrainingArguments that do nothing here, and what to do instead.
 _WITHOUT_EFFECT = {
     "do_train": "the training command always trains",
+    "hub_always_push": "the run is published once, at its end",
     "do_predict": "the test split is always measured at the end",
     "remove_unused_columns": "batches are ready as they are, and without their image column nothing could be trained",
 }

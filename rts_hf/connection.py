@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ANSWER_WITHIN = 1.5  # seconds
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+_AGAIN = "the same command goes on where this one stopped"
 
 
 def why_unreachable() -> str | None:
@@ -87,3 +89,54 @@ def discreet_client() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(discreet)
+
+
+@contextmanager
+def errors_explained(repo_id: str) -> Iterator[None]:
+    """Say in one line what the Hub or the network refused to somebody who publishes, and what to do.
+
+    Args:
+        repo_id: Named in errors.
+
+    Raises:
+        PermissionError: If there is no token, or it may not write there.
+        ConnectionError: If the Hub does not answer, or not as it should.
+    """
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    reason = why_unreachable()
+    if reason is not None:
+        raise ConnectionError(f"repo={repo_id!r}: the Hub cannot be reached ({reason}); {_AGAIN}.")
+    try:
+        yield
+    except LocalTokenNotFoundError as error:
+        raise PermissionError(f"repo={repo_id!r} cannot be published without being logged in; {LOGIN}.") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
+        raise _explained(repo_id, error) from error
+    except RuntimeError as error:
+        # Of a file that could not be sent, with the reason below it, which is another RuntimeError where several were
+        # on their way: the client closes the connection that they share. Xet's own client raises it too.
+        raise _explained(repo_id, error.__cause__ or error) from error
+
+
+def _explained(repo_id: str, error: BaseException) -> OSError:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        said = _in_one_line(str(error) or type(error).__name__)
+        return ConnectionError(f"repo={repo_id!r}: the connection broke ({said}); {_AGAIN}.")
+    status = error.response.status_code if error.response is not None else 0
+    said = _in_one_line(str(error.server_message or error))
+    if status == 401:
+        return PermissionError(f"repo={repo_id!r}: the Hub does not know the token ({said}); {LOGIN}.")
+    if status == 403:
+        return PermissionError(
+            f"repo={repo_id!r}: the token may not write there ({said}); {LOGIN}, or name a repository of your own."
+        )
+    if status == 429:
+        return ConnectionError(f"repo={repo_id!r}: the Hub asks to wait (429, {said}); later, {_AGAIN}.")
+    return ConnectionError(f"repo={repo_id!r}: the Hub answered with {status} ({said}); {_AGAIN}.")
+
+
+def _in_one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", without_secrets(text))[:200]

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rts_hf.connection import why_unreachable, without_secrets
+from rts_hf.connection import LOGIN, errors_explained
 from rts_hf.files import read_json_object
-from rts_hf.publication import scan, stage
+from rts_hf.publication import left_over, scan, stage
 from rts_hf.run_folder import RECORD_NAME, read_record
 from rts_hf.space import model_shown, stage_space
 
-_AGAIN = "the same command goes on where this one stopped"
-_LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 _SAME_MODEL = (("model", "architecture"), ("data", "name"), ("data", "label_names"), ("optimizer", "name"))
 
 
@@ -44,6 +41,7 @@ def publish(
     private: bool | None = None,
     revision: str | None = None,
     tag: str | None = None,
+    license: str | None = None,
     include_checkpoints: bool = False,
     space: bool | str = False,
     overwrite: bool = False,
@@ -59,30 +57,37 @@ def publish(
     Args:
         run_dir: Its folder.
         repo_id: ``owner/name``; made if it does not exist.
-        private: Whether a repository that is made is private; None: the owner's default.
+        private: Whether a repository that is made is private; None: the owner's default. One that is there already
+            and public is refused where this is True.
         revision: Branch to commit to, made if it does not exist; None: ``main``.
         tag: Name to give the commit.
+        license: Identifier of the weights' license, as the Hub spells it, for instance ``apache-2.0``; None: that in
+            ``run.json``, if there is one.
         include_checkpoints: Also publish the checkpoints with optimizer and random states.
         space: Also publish a Gradio Space that shows the model, under this name (``owner/name``), or, if True, under
             the repository's own. Of a private model it is private too, and needs a secret ``HF_TOKEN`` that may read
             it.
-        overwrite: Replace another model that the repository holds, or another Space.
+        overwrite: Replace another model that the repository holds, whose weights and JSON files are deleted, or another
+            Space.
         dry_run: Only lay out and check what would be published; needs neither a token nor a network.
         token: Of the Hub; None: the one that ``hf auth login`` or ``HF_TOKEN`` left.
 
     Raises:
         FileNotFoundError: If the folder holds no run or no model.
-        ValueError: If a name is no repository's, the run is not complete, the repository or the Space holds another
-            model, the tag is taken, or a file holds what must not be published; the file and the line are named.
+        ValueError: If a name is no repository's, branch's or tag's, the run is not complete, the repository or the
+            Space holds another model, the repository is public, the tag is taken, or a file holds what must not be
+            published; the file and the line are named.
         PermissionError: If there is no token, or it may not write there.
         ConnectionError: If the Hub does not answer, or not as it should.
     """
+    check_name("repo", repo_id)
     space_id = repo_id if space is True else space or None
-    for argument, name in {"repo": repo_id, "space": space_id}.items():
-        _check_name(argument, name)
+    if space_id:
+        check_name("space", space_id)
+    _check_references(revision=revision, tag=tag)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=_beside(run_dir)) as folder:
         model, page = _folder(folder, "model"), _folder(folder, "space")
-        paths = stage(run_dir, model, repo_id, include_checkpoints=include_checkpoints)
+        paths = stage(run_dir, model, repo_id, license=license, include_checkpoints=include_checkpoints)
         # Its commit is not known yet; a name of the same length stands for it, so that sizes are true.
         space_paths = stage_space(model, page, repo_id, "0" * 40) if space_id else []
         findings = scan(model, paths, repo_id) + scan(page, space_paths, repo_id)
@@ -97,7 +102,7 @@ def publish(
         demo = Publication(space_id, _sizes(page, space_paths), None) if space_id else None
         if dry_run:
             return published._replace(space=demo)
-        with _errors_explained(repo_id):
+        with errors_explained(repo_id):
             hub = _Hub(token, private, overwrite)
             if space_id:
                 hub.check_space(space_id, repo_id)
@@ -109,21 +114,41 @@ def publish(
     return published._replace(space=demo)
 
 
+def check_name(argument: str, name: str) -> None:
+    """Raise ValueError where a repository cannot have a name.
+
+    Args:
+        argument: What gave it, named in the error.
+        name: As ``owner/name``.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{argument}={name!r} is no repository's name ({error}); give owner/name.") from error
+    if name.count("/") != 1:
+        raise ValueError(f"{argument}={name!r} is no repository's name; give owner/name.")
+
+
 def check_access(repo_id: str | None, token: str | None = None) -> str:
-    """Make sure, before any work, that somebody is logged in, and return the user's name.
+    """Make sure, before any work, that somebody is logged in who may write, and return the user's name.
 
     Args:
         repo_id: Named in errors.
         token: As for :func:`publish`.
 
     Raises:
-        PermissionError: If there is no token, or one that the Hub does not know.
+        PermissionError: If there is no token, one that the Hub does not know, or one that may only read.
         ConnectionError: If the Hub does not answer, or not as it should.
     """
     from huggingface_hub import HfApi
 
-    with _errors_explained(repo_id or "the repository"):
-        return str(HfApi(token=token).whoami()["name"])
+    with errors_explained(repo_id or "the repository"):
+        user = HfApi(token=token).whoami()
+    if ((user.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        raise PermissionError(f"repo={repo_id!r}: the token may only read; {LOGIN}.")
+    return str(user["name"])
 
 
 class _Hub:
@@ -143,17 +168,25 @@ class _Hub:
 
         api = self.api
         api.create_repo(repo_id, private=self.private, exist_ok=True)
+        if self.private and not api.repo_info(repo_id).private:
+            raise ValueError(
+                f"private=True, but {repo_id} is there already, and public; make it private in its settings, or "
+                "publish without --private."
+            )
         refs = api.list_repo_refs(repo_id)
         if revision not in {branch.name for branch in refs.branches}:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         head = api.repo_info(repo_id, revision=revision).sha
         there = set(api.list_repo_files(repo_id, revision=head))
-        if not self.overwrite:
-            _check_same_model(folder, there, _record_there(api, repo_id, str(head), there), repo_id)
+        other = _other_model(folder, there, _record_there(api, repo_id, str(head), there))
+        if other is not None and not self.overwrite:
+            raise ValueError(
+                f"repo={repo_id!r} holds another model ({other}); name another repository, or replace it with "
+                "--overwrite."
+            )
         tagged = next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
         operations: list[Any] = [CommitOperationAdd(path, str(folder / path)) for path in paths]
-        stale = sorted(path for path in there - set(paths) if re.fullmatch(r"figures/\w+\.(png|svg)", path))
-        operations += [CommitOperationDelete(path) for path in stale]
+        operations += [CommitOperationDelete(path) for path in left_over(there, paths, is_other=other is not None)]
         taken = f"tag={tag!r} exists already in {repo_id} and names another state; give another."
         if tagged not in (None, head):
             raise ValueError(taken)
@@ -217,37 +250,30 @@ def _record_there(api: Any, repo_id: str, revision: str, there: set[str]) -> Map
             return {}
 
 
-def _check_same_model(folder: Path, there: set[str], record: Mapping[str, Any] | None, repo_id: str) -> None:
-    """Raise ValueError where the repository holds a model that is not an earlier state of this one."""
+def _other_model(folder: Path, there: set[str], record: Mapping[str, Any] | None) -> str | None:
+    """Return what tells a repository's model from that of a folder, or None if it is an earlier state of it."""
     if record is None:
         others = sorted(path for path in there if path == "config.json" or path.endswith((".safetensors", ".bin")))
-        if others:
-            raise ValueError(
-                f"repo={repo_id!r} holds another model ({', '.join(others[:3])}); name another repository, or replace "
-                "it with --overwrite."
-            )
-        return
+        return ", ".join(others[:3]) or None
     mine = read_record(folder)
     for part, key in _SAME_MODEL:
-        theirs = (record.get(part) or {}).get(key)
+        section = record.get(part)
+        theirs = section.get(key) if isinstance(section, Mapping) else None
         if theirs != mine[part][key]:
-            raise ValueError(
-                f"repo={repo_id!r} holds another model ({part} {key} {theirs!r}, not {mine[part][key]!r}); name "
-                "another repository, or replace it with --overwrite."
-            )
+            return f"{part} {key} {_shown(theirs)}, not {_shown(mine[part][key])}"
+    return None
 
 
-def _check_name(argument: str, name: str | None) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:99]}…"  # there may be a thousand classes
 
-    if name is None:
-        return
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"{argument}={name!r} is no repository's name ({error}); give owner/name.") from error
-    if name.count("/") != 1:
-        raise ValueError(f"{argument}={name!r} is no repository's name; give owner/name.")
+
+def _check_references(**names: str | None) -> None:
+    """Raise ValueError where git would refuse the name of a branch or a tag, before anything is sent."""
+    for argument, name in names.items():
+        if name is not None and (not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*)*", name) or re.search(r"\.\.|\.$", name)):
+            raise ValueError(f"{argument}={name!r} cannot name a commit; use letters, digits and - _ . between them.")
 
 
 def _folder(parent: str, name: str) -> Path:
@@ -264,46 +290,3 @@ def _beside(run_dir: str | Path) -> Path | None:
     """Return the folder beside a run, where weights can be linked in place of being copied, if it can be written to."""
     parent = Path(run_dir).resolve().parent
     return parent if os.access(parent, os.W_OK) else None
-
-
-@contextmanager
-def _errors_explained(repo_id: str) -> Iterator[None]:
-    """Say in one line what the Hub or the network refused, and what to do."""
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    reason = why_unreachable()
-    if reason is not None:
-        raise ConnectionError(f"repo={repo_id!r}: the Hub cannot be reached ({reason}); {_AGAIN}.")
-    try:
-        yield
-    except LocalTokenNotFoundError as error:
-        raise PermissionError(f"repo={repo_id!r} cannot be published without being logged in; {_LOGIN}.") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, ConnectionError) as error:
-        raise _explained(repo_id, error) from error
-    except RuntimeError as error:  # of a file that could not be sent, with the reason below it
-        if not isinstance(error.__cause__, OSError | HTTPError):
-            raise
-        raise _explained(repo_id, error.__cause__) from error
-
-
-def _explained(repo_id: str, error: BaseException) -> OSError:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if not isinstance(error, HfHubHTTPError):
-        said = _in_one_line(str(error) or type(error).__name__)
-        return ConnectionError(f"repo={repo_id!r}: the connection broke ({said}); {_AGAIN}.")
-    status = error.response.status_code if error.response is not None else 0
-    said = _in_one_line(str(error.server_message or error))
-    if status == 401:
-        return PermissionError(f"repo={repo_id!r}: the Hub does not know the token ({said}); {_LOGIN}.")
-    if status == 403:
-        return PermissionError(
-            f"repo={repo_id!r}: the token may not write there ({said}); {_LOGIN}, or name a repository of your own."
-        )
-    if status == 429:
-        return ConnectionError(f"repo={repo_id!r}: the Hub asks to wait (429, {said}); later, {_AGAIN}.")
-    return ConnectionError(f"repo={repo_id!r}: the Hub answered with {status} ({said}); {_AGAIN}.")
-
-
-def _in_one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", without_secrets(text))[:200]

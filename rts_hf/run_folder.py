@@ -20,7 +20,6 @@ def write_record(folder: str | Path, record: dict[str, Any]) -> Path:
     """Write ``run.json`` so that a reader sees the old file or the new one, never half of one."""
     path = Path(folder) / RECORD_NAME
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-    # rows of whole numbers, such as those of a confusion matrix, each on one line
     # rows of whole numbers, such as those of a confusion matrix, each on one line; in texts there are no line ends
     text = re.sub(r"\[\n\s*(-?\d+(?:,\n\s*-?\d+)*)\n\s*\]", lambda row: f"[{' '.join(row[1].split())}]", text)
     write_text(path, text + "\n")

@@ -41,7 +41,7 @@ from rts_hf.output_folder import (
     prepare_folder,
     remove_drafts,
 )
-from rts_hf.publishing import check_access, publish
+from rts_hf.publishing import check_access, check_name, publish
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import RECORD_NAME, read_record, write_record
@@ -282,7 +282,9 @@ def _repository(training_args: RTSTrainingArguments) -> str | None:
     training_args.push_to_hub = False
     name = training_args.hub_model_id or Path(str(training_args.output_dir)).name
     user = on_main_process(training_args, lambda: check_access(name, training_args.hub_token))
-    return name if "/" in name else f"{user}/{name}"
+    repository = name if "/" in name else f"{user}/{name}"
+    check_name("hub_model_id", repository)
+    return repository
 
 
 def _publish(repository: str | None, training_args: RTSTrainingArguments) -> None:
@@ -290,7 +292,14 @@ def _publish(repository: str | None, training_args: RTSTrainingArguments) -> Non
         return
     folder = str(training_args.output_dir)
     try:
-        published = publish(folder, repository, private=training_args.hub_private_repo, token=training_args.hub_token)
+        published = publish(
+            folder,
+            repository,
+            private=training_args.hub_private_repo,
+            revision=training_args.hub_revision,
+            include_checkpoints=training_args.hub_strategy in ("checkpoint", "all_checkpoints"),
+            token=training_args.hub_token,
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{error} The run itself is complete: publish it with scripts/publish.py {folder} --repo {repository}"

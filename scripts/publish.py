@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     parser.add_argument("--revision", help="Branch to commit to; made if it does not exist. Default: main.")
     parser.add_argument("--tag", help="Name to give the commit.")
+    parser.add_argument("--license", help="Of the weights, as the Hub spells it, e.g. apache-2.0. Default: not told.")
     parser.add_argument("--include_checkpoints", action="store_true", help="Also checkpoints, with optimizer state.")
     parser.add_argument(
         "--space",

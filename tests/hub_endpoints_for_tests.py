@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
 import socket
 import urllib.parse
 from collections.abc import Callable
@@ -60,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, content: Any = b"", headers: dict[str, str] | None = None, kind: str = "") -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if self.fault is not None and self.fault.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.hub.requests.append(f"{self.command} {self.path} -> {status}")
         self.send_response(status)
         lines = {"Content-Type": kind or "application/json", "Content-Length": str(len(data)), **(headers or {})}
@@ -73,16 +77,18 @@ class Handler(BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         self.query = dict(urllib.parse.parse_qsl(url.query))
         self.store = self.hub.store
-        fault = self.hub.take_fault(self.command, url.path)
+        self.fault = fault = self.hub.take_fault(self.command, url.path)
         if fault is not None and fault.drop_after is not None:
             self.hub.requests.append(f"{self.command} {self.path} -> dropped")
             self.rfile.read(min(fault.drop_after, int(self.headers.get("Content-Length") or 0)))
+            if fault.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return
         self.data = self._body()
         try:
-            if fault is not None:
+            if fault is not None and not fault.kill:
                 raise Refusal(fault.status, f"status {fault.status} by order of a test")
             self._route(url.path)
         except Refusal as refusal:

@@ -33,6 +33,8 @@ class Fault:
         count: To how many requests.
         headers: Sent with it, as ``Retry-After``.
         drop_after: Hang up in place of an answer, after that many bytes of the body.
+        kill: End the whole process by SIGKILL: in place of hanging up, or, without ``drop_after``, of an answer to what
+            was done.
     """
 
     method: str
@@ -41,6 +43,7 @@ class Fault:
     count: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     drop_after: int | None = None
+    kill: bool = False
 
 
 class Hub:
@@ -115,6 +118,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--kill_in", nargs=2, metavar=("METHOD", "PATH"), help="Be killed in a request of this kind.")
+    parser.add_argument("--kill_after", type=int, metavar="BYTES", help="Of its body; without it, when it is done.")
     arguments = parser.parse_args()
-    print(Hub(arguments.root, arguments.port).endpoint, flush=True)
+    hub = Hub(arguments.root, arguments.port)
+    if arguments.kill_in:
+        hub.fail(*arguments.kill_in, drop_after=arguments.kill_after, kill=True)
+    print(hub.endpoint, flush=True)
     threading.Event().wait()

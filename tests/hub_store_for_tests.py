@@ -49,7 +49,9 @@ class Store:
     def put(self, data: bytes) -> str:
         """Keep a content and return its SHA-256."""
         sha = hashlib.sha256(data).hexdigest()
-        self.blob(sha).write_bytes(data)
+        draft = self._blobs / f"{sha}.{threading.get_ident()}"  # a blob that is there is whole
+        draft.write_bytes(data)
+        draft.replace(self.blob(sha))
         return sha
 
     def entry(self, data: bytes) -> Entry:

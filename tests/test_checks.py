@@ -41,6 +41,7 @@ from rts_hf import RTSTrainingArguments
             "metric_for_best_model=None; set both",
         ),
         ({"do_train": True}, "do_train=True cannot be set: the training command always trains"),
+        ({"hub_always_push": True}, "hub_always_push=True cannot be set: the run is published once, at its end"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
         ({"eval_strategy": "no"}, "eval_strategy='no' leaves nothing to tell the best weights by"),

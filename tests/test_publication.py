@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from rts_hf import publication
 from rts_hf.hub import render_card
-from rts_hf.publication import Finding, scan, stage
+from rts_hf.publication import Finding, left_over, scan, stage
 from rts_hf.resuming import what_is_missing
 
 PUBLISHED = ["README.md", "config.json", "figures/history.png", "model.safetensors", "run.json", "trainer_state.json"]
@@ -54,6 +55,18 @@ def test_checkpoints_only_on_request_and_whole(run: Path, staged: Path) -> None:
     assert scan(staged, paths, REPO) == []
 
 
+def test_of_checkpoints_only_those_and_no_pickled_arguments(run: Path, staged: Path) -> None:
+    shutil.copytree(run / "checkpoint-4", run / "checkpoint-4-mine")
+    (run / "checkpoint-4" / "training_args.bin").write_bytes(b"/home/somebody")
+    (run / "checkpoint-4" / "notes.yaml").write_text("\n# kept in /home/somebody/notes")
+    paths = stage(run, staged, REPO, include_checkpoints=True)
+    assert {path.split("/")[0] for path in paths if path.startswith("checkpoint")} == {"checkpoint-4"}
+    assert "checkpoint-4/training_args.bin" not in paths
+    assert "training_args.bin" not in (staged / "checkpoint-4" / "checkpoint_complete.json").read_text()
+    found = Finding("checkpoint-4/notes.yaml", 2, "an absolute path (/home/somebody/notes)")
+    assert scan(staged, paths, REPO) == [found]
+
+
 def test_a_checkpoint_that_is_not_whole_is_left_out(run: Path, staged: Path) -> None:
     (run / "checkpoint-4" / "optimizer.pt").unlink()
     assert stage(run, staged, REPO, include_checkpoints=True) == PUBLISHED
@@ -76,37 +89,46 @@ def test_of_absolute_paths_the_last_part_is_kept(run: Path, staged: Path) -> Non
     assert "somebody" not in (staged / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        ("saved to /home/somebody/runs/x", "an absolute path (/home/somebody/runs/x)"),
-        ("in ~/runs", "an absolute path (~/runs)"),
-        ("D:\\\\data\\\\me", "an absolute path"),
-        ("hf_abcdefghijklmnop", "a Hugging Face token"),
-        ("ghp_abcdefghijklmnopqrst0123", "a GitHub token"),
-        ("AKIAABCDEFGHIJKLMNOP", "an AWS key"),
-        ("sk-abcdefghijklmnopqrstuvwx", "an API key"),
-        ("https://me:secret@mirror.org/x", "a password in an address"),
-        ("a value that is no secret by itself: swordfish99", "the value of the environment variable MY_API_KEY"),
-        ("made on box-of-mine by hand", "the name of this machine"),
-        ("made by jane.doe", "the name of the user"),
-    ],
-)
-def test_what_must_not_be_published_is_found(
-    run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch, text: str, what: str
-) -> None:
+FORBIDDEN = [
+    ("saved to /home/somebody/runs/x", "an absolute path (/home/somebody/runs/x)"),
+    ("in ~/runs", "an absolute path (~/runs)"),
+    ("D:\\\\data\\\\me", "an absolute path"),
+    ("D:/data/me", "an absolute path (/data/me)"),
+    ("\\\\server\\share\\me", "an absolute path"),
+    ("local-dir:/home/somebody/model", "an absolute path (/home/somebody/model)"),
+    ("file:///home/somebody/model", "an absolute path (file:///home/somebody/model)"),
+    ("~somebody/runs", "an absolute path (~somebody/runs)"),
+    ("hf_abcdefghijklmnop", "a Hugging Face token"),
+    ("ghp_abcdefghijklmnopqrst0123", "a GitHub token"),
+    ("AKIAABCDEFGHIJKLMNOP", "an AWS key"),
+    ("sk-abcdefghijklmnopqrstuvwx", "an API key"),
+    ("AIza" + 35 * "x", "an API key"),
+    ("xoxb-123456789012-abc", "a Slack token"),
+    ("https://me:secret@mirror.org/x", "a password in an address"),
+    ("a value that is no secret by itself: swordfish99", "the value of the environment variable MY_API_KEY"),
+    ('a value with a quote: sword"fish\\99', "the value of the environment variable MY_OTHER_SECRET"),
+    ("made on box-of-mine.example.org by hand", "the name of this machine"),
+    ("made on box-of-mine by hand", "the name of this machine"),
+    ("made by jane.doe", "the name of the user"),
+]
+
+
+def test_what_must_not_be_published_is_found(run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "swordfish99")
-    monkeypatch.setattr(socket, "gethostname", lambda: "box-of-mine")
+    monkeypatch.setenv("MY_OTHER_SECRET", 'sword"fish\\99')
+    monkeypatch.setattr(socket, "gethostname", lambda: "box-of-mine.example.org")
     monkeypatch.setattr(publication.getpass, "getuser", lambda: "jane.doe")
     assert scan(staged, stage(run, staged, REPO), REPO) == []
-    edit_json(run / "run.json", lambda record: record.update(warnings=[f"Note: {text}."]))
-    for path in sorted(staged.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    notes = [f"Note {index}: {text}." for index, (text, _) in enumerate(FORBIDDEN)]
+    edit_json(run / "run.json", lambda record: record.update(warnings=notes))
+    shutil.rmtree(staged)
+    staged.mkdir()
     findings = scan(staged, stage(run, staged, REPO), REPO)
     lines = (staged / "run.json").read_text().splitlines()
-    found = next(finding for finding in findings if finding.file == "run.json")
-    assert found.what.startswith(what)
-    assert "Note: " in lines[found.line - 1]
+    found = {lines[each.line - 1].strip().split(":")[0]: each.what for each in findings if each.file == "run.json"}
+    for index, (_, what) in enumerate(FORBIDDEN):
+        assert found[f'"Note {index}'].startswith(what)
+    assert len(found) == len(FORBIDDEN)
     assert "swordfish99" not in str(findings)
 
 
@@ -120,13 +142,81 @@ def test_everyday_names_and_the_repositorys_own_are_no_finding(
     assert scan(staged, stage(run, staged, "probe/digits"), "probe/digits") == []
 
 
+def test_who_owns_the_repository_may_be_named(run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication.getpass, "getuser", lambda: "jane")
+    edit_json(run / "run.json", lambda record: record["data"].update(name="pets", source="jane/pets"))
+    paths = stage(run, staged, "Jane/digits")
+    assert scan(staged, paths, "Jane/digits") == []
+    assert {found.what for found in scan(staged, paths, "somebody/digits")} == {"the name of the user"}
+
+
+def test_class_names_and_sentences_are_no_paths(run: Path, staged: Path) -> None:
+    names = ["/m", "~/", "C:\\x"]
+    edit_json(run / "run.json", lambda record: record["data"].update(label_names=names))
+    edit_json(run / "run.json", lambda record: record.update(warnings=["/1: 3/4 of it"], command="it's"))
+    stage(run, staged, REPO)
+    record = json.loads((staged / "run.json").read_text())
+    assert (record["data"]["label_names"], record["warnings"], record["command"]) == (names, ["/1: 3/4 of it"], "it's")
+
+
+def test_a_license_is_told(run: Path, staged: Path) -> None:
+    stage(run, staged, REPO, license="apache-2.0")
+    assert "\nlicense: apache-2.0\n" in (staged / "README.md").read_text()
+    assert json.loads((staged / "run.json").read_text())["license"] == "apache-2.0"
+    assert "license" not in json.loads((run / "run.json").read_text())
+
+
+def test_what_is_left_over_of_earlier_states_and_of_other_models() -> None:
+    there = {
+        "README.md", "LICENSE", "config.json", "preprocessor_config.json", "tokenizer.json", "pytorch_model.bin",
+        "model-00001-of-00002.safetensors", "model.safetensors.index.json", "figures/history.png", "figures/mine.png",
+        "checkpoint-2/optimizer.pt", "onnx/model.onnx",
+    }  # fmt: skip
+    published = ["README.md", "config.json", "model.safetensors"]
+    weights = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert left_over(there, published, is_other=False) == ["figures/history.png", *weights]
+    newer = [*published, "checkpoint-4/optimizer.pt"]
+    assert left_over(there, newer, is_other=False) == ["checkpoint-2/optimizer.pt", "figures/history.png", *weights]
+    others = ["preprocessor_config.json", "pytorch_model.bin", "tokenizer.json"]
+    spoiled = sorted([*weights, *others, "checkpoint-2/optimizer.pt", "figures/history.png"])
+    assert left_over(there, published, is_other=True) == spoiled
+
+
+def test_models_that_are_not_whole_are_not_published(run: Path, staged: Path) -> None:
+    weights = (run / "model.safetensors").read_bytes()
+    for content in (b"", weights[:-1]):
+        (run / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*take the weights of a checkpoint"):
+            stage(run, staged, REPO)
+    (run / "model.safetensors").rename(run / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (run / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(FileNotFoundError, match=r"has no model-00002-of-00002\.safetensors"):
+        stage(run, staged, REPO)
+    (run / "model.safetensors.index.json").unlink()
+    (run / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+        stage(run, staged, REPO)
+    (run / "model.safetensors").write_bytes(weights)
+    (run / "model-00001-of-00002.safetensors").unlink()
+    (run / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        stage(run, staged, REPO)
+
+
+def test_a_record_without_an_entry_is_damaged(run: Path, staged: Path) -> None:
+    edit_json(run / "run.json", lambda record: record.pop("data"))
+    with pytest.raises(ValueError, match=r"run\.json has no 'data': it was edited or cut off"):
+        stage(run, staged, REPO)
+
+
 def test_runs_that_cannot_be_published(run: Path, staged: Path) -> None:
     edit_json(run / "run.json", lambda record: record.update(status="interrupted"))
     with pytest.raises(ValueError, match=r"not complete \(status 'interrupted'\).*--resume_from_checkpoint last"):
         stage(run, staged, REPO)
     edit_json(run / "run.json", lambda record: record.update(status="complete"))
     (run / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json and model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"run_dir=.* has no model\.safetensors; train it again"):
         stage(run, staged, REPO)
     with pytest.raises(FileNotFoundError, match=r"has no run\.json"):
         stage(staged, staged, REPO)

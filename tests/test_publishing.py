@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hub_endpoints_for_tests import READ_TOKEN, USER, WRITE_TOKEN
 from hub_server_for_tests import Hub
+from huggingface_hub import HfApi
 from publishing_for_tests import REPO, finished_run, hub_of_this_process  # noqa: F401
 from run_folder_for_tests import edit_json
 from training_for_tests import Images, make_model
@@ -96,11 +98,28 @@ def test_another_model_is_not_overwritten_unasked(hub_here: Hub, run: Path) -> N
     hub_here.store.add(KEY, {"config.json": b"{}", "pytorch_model.bin": b"weights"})
     with pytest.raises(ValueError, match=r"holds another model \(config.json, pytorch_model.bin\).*--overwrite"):
         publish(run, REPO)
+    with pytest.raises(ValueError, match=r"repo='probe/digits' holds another model"):
+        publish(run, REPO, revision="new")
     publish(run, REPO, overwrite=True)
+    assert "pytorch_model.bin" not in hub_here.store.tree(KEY)
     edit_json(run / "run.json", lambda record: record["optimizer"].update(name="sam"))
     with pytest.raises(ValueError, match=r"another model \(optimizer name 'rts_pugd', not 'sam'\)"):
         publish(run, REPO)
     assert published(hub_here, "run.json").decode().count('"rts_pugd"')
+
+
+def test_what_is_meant_to_be_private_is_not_published_in_public(hub_here: Hub, run: Path) -> None:
+    hub_here.store.create(KEY)
+    with pytest.raises(ValueError, match=r"private=True, but probe/digits is there already, and public; make it"):
+        publish(run, REPO, private=True)
+    assert "run.json" not in hub_here.store.tree(KEY)
+
+
+@pytest.mark.parametrize("name", ["", "my tag", "a..b", "v1.", "/v1", "-v1", "a:b"])
+def test_names_that_git_refuses(tmp_path: Path, name: str) -> None:
+    for argument in ("tag", "revision"):
+        with pytest.raises(ValueError, match=f"^{argument}={name!r} cannot name a commit"):
+            publish(tmp_path, REPO, dry_run=True, **{argument: name})  # type: ignore[arg-type]
 
 
 def test_a_finding_stops_everything(hub_here: Hub, run: Path) -> None:
@@ -113,9 +132,9 @@ def test_a_finding_stops_everything(hub_here: Hub, run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "a/b/c", "me/..", "me/my digits"])
-def test_names_that_are_no_repository(run: Path, name: str) -> None:
+def test_names_that_are_no_repository(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is no repository's name"):
-        publish(run, name, dry_run=True)
+        publish(tmp_path, name, dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +194,53 @@ def test_a_broken_upload_leaves_the_old_model_and_is_completed(hub_here: Hub, ru
     assert published(hub_here, "model.safetensors") == (run / "model.safetensors").read_bytes()
 
 
-def test_who_is_logged_in_is_known_before_any_work(hub_here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kill", "is_done"),
+    [
+        (("PUT", "/_lfs/", "--kill_after", "1000"), False),
+        (("POST", "/commit/", "--kill_after", "100"), False),
+        (("POST", "/commit/"), True),  # the client never hears that it was done
+    ],
+)
+def test_the_server_is_killed_in_mid_upload_and_started_again(
+    hub_here: Hub, run: Path, kill: tuple[str, ...], is_done: bool
+) -> None:
+    hub_here.stop()
+    words = ["--root", str(hub_here.root), "--port", str(hub_here.port), "--kill_in", *kill]
+    script = Path(__file__).with_name("hub_server_for_tests.py")
+    server = subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline().strip() == hub_here.endpoint
+        with pytest.raises(ConnectionError, match="the same command goes on where this one stopped"):
+            publish(run, REPO, tag="v1")
+        assert server.wait(timeout=10) == -signal.SIGKILL
+    finally:
+        server.kill()
+        server.communicate()
+    hub_here.start()
+    assert ("run.json" in hub_here.store.tree(KEY)) is is_done
+    assert (publish(run, REPO, tag="v1").url is None) is is_done
+    assert published(hub_here, "model.safetensors", "v1") == (run / "model.safetensors").read_bytes()
+    assert len(hub_here.store.repos[KEY]["commits"]) == 2  # the one that made it, and this
+
+
+def test_a_transfer_that_breaks_without_a_reason_is_told(
+    hub_here: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Cannot send a request, as the client has been closed.")
+
+    monkeypatch.setattr(HfApi, "create_commit", fail)
+    with pytest.raises(ConnectionError, match=r"the connection broke .*closed.*the same command goes on"):
+        publish(run, REPO)
+
+
+def test_who_may_write_is_known_before_any_work(hub_here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_access(None) == USER
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with pytest.raises(PermissionError, match="the token may only read; log in with"):
+        check_access(REPO)
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(PermissionError, match="without being logged in"):
         check_access(REPO)
@@ -237,8 +301,10 @@ def test_the_training_command_publishes_the_same_at_its_end(
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(ValueError, match="without being logged in"):
         train_and_push(folder)
-    assert not folder.exists()  # told before any work
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    with pytest.raises(ValueError, match=rf"hub_model_id='{USER}/my digits' is no repository's name"):
+        train_and_push(folder, "--hub_model_id", "my digits")
+    assert not folder.exists()  # told before any work
     hub_here.fail("POST", "/commit/", status=500, count=50)
     with pytest.raises(ValueError, match=rf"answered with 500 .*The run itself is complete.*--repo {USER}/my-run"):
         train_and_push(folder)
@@ -250,3 +316,7 @@ def test_the_training_command_publishes_the_same_at_its_end(
     assert len(hub_here.store.repos[key]["commits"]) == 2  # the one that made it, and this
     train_and_push(folder, "--resume_from_checkpoint", "last")
     assert "which holds it all already" in capsys.readouterr().out
+    more = ["--hub_revision", "seed-42", "--hub_strategy", "all_checkpoints"]
+    train_and_push(folder, "--resume_from_checkpoint", "last", *more)
+    assert {path.split("-")[0] for path in hub_here.store.tree(key, "seed-42")} >= {"README.md", "checkpoint"}
+    assert not any(path.startswith("checkpoint") for path in hub_here.store.tree(key))
