@@ -154,6 +154,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
         "hub_dataset": text(_hub_dataset(record) or ""),
         "package": text(_package(record) or ""),
         "never_switched": bool(optimizer.get("switch")) and not switched,
+        "kept_before_switch": _kept_before_switch(record) if complete and switched else None,
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
         **_classes(record),
@@ -210,6 +211,14 @@ def _results(record: Mapping[str, Any]) -> dict[str, Any]:
         if values
     ]
     return {"measures": [MEASURES[key][0] for key in keys], "results": rows}
+
+
+def _kept_before_switch(record: Mapping[str, Any]) -> int | None:
+    """Return the update that the weights of a complete run come from if no perturbed update took part in them."""
+    kept = (record.get("best") or {}).get("step")
+    kept = record["updates"] if kept is None else kept
+    step = record["optimizer"]["switch"]["step"]
+    return kept if step and kept <= step else None
 
 
 def _classes(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ TEXT_FIELDS = [
     *("model.architecture", "model.checkpoint", "data.name", "data.source", "optimizer.name", "optimizer.base"),
     *("best.metric", "hardware.device", "hardware.accelerator", "versions.torch", "status", "command"),
     *("arguments.training.lr_scheduler_type", "optimizer.switch.kind", "arguments.data.dataset"),
-    *("data.normalisation", "data.split_sources.train.split", "data.split_sources.test.split"),
+    *("data.augmentation", "data.normalisation", "data.split_sources.train.split", "data.split_sources.test.split"),
 ]
 
 

@@ -131,6 +131,7 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("resumed_at", [120], "2 CPU threads), resumed after update 120; the time is that of all its commands together."),
     ("resumed_at", [120, 1240], "resumed after updates 120, 1240; the time"),
     ("license", "mit", "\nlicense: mit\n"),
+    ("data.augmentation", "crop_flip", "- Augmentation of the training images: crop_flip\n"),
     ("data.normalisation", "pretrained weights", "0.376, 0.376, 0.376: those of the pretrained weights\n"),
     ("data.normalisation", "imagenet", "0.376, 0.376, 0.376: those of ImageNet, not measured on this data\n"),
     ("data.normalisation", "given", "0.376, 0.376, 0.376: as given to the run\n"),
@@ -297,6 +298,27 @@ def test_run_that_never_switched_is_told_plainly(tmp_path: Path) -> None:
     assert "σ² = 0.09; it fires below γ·σ²_init = 0.2 · 0.0625 = 0.0125." in card
     assert "this run says nothing about rts_pugd" in card
     assert "fired after update" not in card
+
+
+@pytest.mark.parametrize(("best", "told"), [({"step": 100}, 100), ({"step": 120}, 120), ({"step": 121}, None)])
+def test_weights_from_before_the_switch_are_told_plainly(
+    tmp_path: Path, best: dict[str, Any], told: int | None
+) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "best", {"metric": "accuracy", "value": 0.9, **best})
+    card = render_card(folder)
+    plainly = (
+        f"> **No perturbed update took part in these weights.** They are those of update {told}, and the switch to"
+    )
+    assert (plainly in card) is (told is not None)
+    assert ("> PUGD fired after update 120, so the model is what sgd alone made of it." in card) is (told is not None)
+    assert ("so their results say nothing about rts_pugd" in card) is (told is not None)
+
+
+def test_a_switch_at_the_last_update_perturbed_nothing(tmp_path: Path) -> None:
+    card = render_card(write_run_folder(tmp_path / "run", "kept_last", switch_step=400))
+    assert "They are those of update 400, and the switch to\n> PUGD fired after update 400," in card
+    assert "No perturbed update" not in render_card(write_run_folder(tmp_path / "pugd", "pugd"))
 
 
 def test_perturbed_from_the_start_has_no_plain_phase(tmp_path: Path) -> None:
