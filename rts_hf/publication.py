@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import html
 import json
 import os
 import re
@@ -154,7 +155,8 @@ def _lines(path: Path) -> list[str]:
     with path.open("rb") as file:
         if b"\0" in file.read(4096):
             return []
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [html.unescape(line) for line in lines] if path.suffix == ".md" else lines
 
 
 def _found_in(line: str, repo_id: str) -> Iterator[str]:

@@ -169,3 +169,46 @@ def test_the_package_of_embedded_data_is_named(tmp_path: Path) -> None:
     card = render_card(folder)
     assert "embedded in the package scikit-image" in card
     assert {result["dataset"]["type"] for result in metadata(card)["model-index"][0]["results"]} == {"scikit-image"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "expected"),
+    [
+        ("classes.test.images", [36] * 9 + [90], "| 9 | 90 | 0.4000 |"),
+        ("classes.test.correct", [18] + [36] * 9, "| 0 | 36 | 0.5000 | 1 (1) |"),
+        ("classes.test.confusion", [[30, 0, 0, 6] + [0] * 6] * 10, "| 3 (6) |"),
+        ("data.label_names", [f"digit|{i}" for i in range(10)], "| digit&#124;3 | 36 | 0.9722 | digit&#124;4 (1) |"),
+    ],
+)
+def test_card_says_what_was_made_of_each_class(tmp_path: Path, keys: str, value: object, expected: str) -> None:
+    folder = write_run_folder(tmp_path / "run", "by_class")
+    assert expected not in render_card(folder)
+    change(folder, keys, value)
+    assert expected in render_card(folder)
+
+
+def test_of_very_many_classes_the_worst_are_shown(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "by_class")
+    change(folder, "data.label_names", [f"name{i}" for i in range(40)])
+    counts = {"images": [50] * 40, "correct": [50 - i for i in range(40)], "confusion": None}
+    change(folder, "classes", {"validation": counts})
+    card = render_card(folder)
+    assert "By class, of the validation split (the 30 classes that were recognised worst):" in card
+    rows = re.findall(r"^\| (name\d+) \| 50 \| ([\d.]+) \| – \|$", card, re.MULTILINE)
+    assert rows == [(f"name{i}", f"{(50 - i) / 50:.4f}") for i in reversed(range(10, 40))]
+
+
+def test_classes_without_images_have_no_row(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "by_class")
+    change(folder, "classes.test.images", [0] + [36] * 9)
+    change(folder, "classes.test.correct", [0] + [30] * 9)
+    _, table = render_card(folder).split("By class, of the test split:")
+    rows = re.findall(r"^\| (\d) \| (\d+) \| ", table.partition("## Data")[0], re.MULTILINE)
+    assert rows == [(str(i), "36") for i in range(1, 10)]
+
+
+def test_what_has_no_name_is_called_unnamed(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    change(folder, "data.name", " ")
+    (model,) = metadata(render_card(folder))["model-index"]
+    assert {result["dataset"]["name"] for result in model["results"]} == {"unnamed"}

@@ -156,33 +156,6 @@ def test_card_says_what_the_record_says(tmp_path: Path, keys: str, value: object
     assert expected in render_card(folder)
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "expected"),
-    [
-        ("classes.test.images", [36] * 9 + [90], "| 9 | 90 | 0.4000 |"),
-        ("classes.test.correct", [18] + [36] * 9, "| 0 | 36 | 0.5000 | 1 (1) |"),
-        ("classes.test.confusion", [[30, 0, 0, 6] + [0] * 6] * 10, "| 3 (6) |"),
-        ("data.label_names", [f"digit|{i}" for i in range(10)], "| digit&#124;3 | 36 | 0.9722 | digit&#124;4 (1) |"),
-    ],
-)
-def test_card_says_what_was_made_of_each_class(tmp_path: Path, keys: str, value: object, expected: str) -> None:
-    folder = write_run_folder(tmp_path / "run", "by_class")
-    assert expected not in render_card(folder)
-    change(folder, keys, value)
-    assert expected in render_card(folder)
-
-
-def test_of_very_many_classes_the_worst_are_shown(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run", "by_class")
-    change(folder, "data.label_names", [f"name{i}" for i in range(40)])
-    counts = {"images": [50] * 40, "correct": [50 - i for i in range(40)], "confusion": None}
-    change(folder, "classes", {"validation": counts})
-    card = render_card(folder)
-    assert "By class, of the validation split (the 30 classes that were recognised worst):" in card
-    rows = re.findall(r"^\| (name\d+) \| 50 \| ([\d.]+) \| – \|$", card, re.MULTILINE)
-    assert rows == [(f"name{i}", f"{(50 - i) / 50:.4f}") for i in reversed(range(10, 40))]
-
-
 def test_pretrained_weights_are_named_and_linked(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run")
     change(folder, "model.pretrained", value=True)
@@ -281,6 +254,19 @@ def test_schedule_values_at_the_landmarks(tmp_path: Path) -> None:
     row = next(line for line in render_card(folder).splitlines() if line.startswith("| radius α_r"))
     start, switch, end = row.split(" | ")[5:8]
     assert (start, switch, end) == ("1", f"{schedule(180 / 399):.4g}", f"{schedule(1.0):.4g}")
+
+
+def test_schedule_value_at_the_end_is_that_of_the_last_update(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "gap_switch")
+    change(folder, "updates", 200)
+    row = next(line for line in render_card(folder).splitlines() if line.startswith("| radius α_r"))
+    schedule = AlphaSchedule("cosine_annealing", beta_min=0.1, beta_max=1.0)
+    assert row.split(" | ")[7] == f"{schedule(199 / 399):.4g}"
+
+
+def test_one_perturbed_update_in_the_log_is_told_once(tmp_path: Path) -> None:
+    card = render_card(write_run_folder(tmp_path / "run", "one_epoch", switch_step=15))
+    assert re.search(r"^\| radius α_r .* \| \S+ \(update 20\) \|$", card, re.MULTILINE)
 
 
 def test_gap_switch_tells_gap_and_threshold(tmp_path: Path) -> None:

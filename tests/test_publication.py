@@ -79,6 +79,8 @@ def test_of_absolute_paths_the_last_part_is_kept(run: Path, staged: Path) -> Non
         record["command"] = "accelerate launch scripts/train.py --dataset '/home/somebody/my images' --seed 0"
 
     edit_json(run / "run.json", edit)
+    best = {"best_model_checkpoint": "runs/of-somebody/checkpoint-4"}
+    edit_json(run / "trainer_state.json", lambda state: state.update(best))
     paths = stage(run, staged, REPO)
     assert scan(staged, paths, REPO) == []
     record = json.loads((staged / "run.json").read_text())
@@ -132,14 +134,31 @@ def test_what_must_not_be_published_is_found(run: Path, staged: Path, monkeypatc
     assert "swordfish99" not in str(findings)
 
 
-@pytest.mark.parametrize("name", ["root", "digits"])
+@pytest.mark.parametrize(
+    ("machine", "user", "note"),
+    [
+        ("localhost", "root", "root on localhost, and/or w/o"),
+        ("box-of-mine", "it", "of it, in probe/box-of-mine"),  # the repository's own name, and one too short to tell
+        ("box", "jan", "January, boxes, https://example.org/jan/box"),
+    ],
+)
 def test_everyday_names_and_the_repositorys_own_are_no_finding(
-    run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch, machine: str, user: str, note: str
 ) -> None:
-    monkeypatch.setattr(publication.getpass, "getuser", lambda: "root")
-    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
-    edit_json(run / "run.json", lambda record: record.update(warnings=["root on localhost, probe/digits, and/or w/o"]))
-    assert scan(staged, stage(run, staged, "probe/digits"), "probe/digits") == []
+    monkeypatch.setenv("SOME_TOKEN", "digits")  # no secret: too short
+    monkeypatch.setattr(publication.getpass, "getuser", lambda: user)
+    monkeypatch.setattr(socket, "gethostname", lambda: machine)
+    edit_json(run / "run.json", lambda record: record.update(warnings=[note]))
+    repo = "probe/box-of-mine"
+    assert scan(staged, stage(run, staged, repo), repo) == []
+
+
+def test_nobody_need_be_logged_in(run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setattr(publication.getpass, "getuser", fail)
+    assert scan(staged, stage(run, staged, REPO), REPO) == []
 
 
 def test_who_owns_the_repository_may_be_named(run: Path, staged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +248,13 @@ def test_without_links_weights_are_copied(run: Path, staged: Path, monkeypatch: 
     monkeypatch.setattr(os, "link", refuse)
     assert stage(run, staged, REPO) == PUBLISHED
     assert (staged / "model.safetensors").stat().st_nlink == 1
+
+
+def test_weights_behind_a_link_are_published_as_a_file(run: Path, staged: Path) -> None:
+    (run / "model.safetensors").rename(run.parent / "weights")
+    (run / "model.safetensors").symlink_to(Path("..", "weights"))
+    assert stage(run, staged, REPO) == PUBLISHED
+    assert not (staged / "model.safetensors").is_symlink()
 
 
 def test_findings_do_not_repeat_secrets() -> None:

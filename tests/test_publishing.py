@@ -100,6 +100,9 @@ def test_another_model_is_not_overwritten_unasked(hub_here: Hub, run: Path) -> N
         publish(run, REPO)
     with pytest.raises(ValueError, match=r"repo='probe/digits' holds another model"):
         publish(run, REPO, revision="new")
+    hub_here.store.add(KEY, {"run.json": b"no JSON"})
+    with pytest.raises(ValueError, match=r"another model \(model architecture None, not 'test_vit'\)"):
+        publish(run, REPO)
     publish(run, REPO, overwrite=True)
     assert "pytorch_model.bin" not in hub_here.store.tree(KEY)
     edit_json(run / "run.json", lambda record: record["optimizer"].update(name="sam"))
@@ -229,11 +232,27 @@ def test_a_transfer_that_breaks_without_a_reason_is_told(
     hub_here: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("Cannot send a request, as the client has been closed.")
+        raise RuntimeError(f"Cannot send {WRITE_TOKEN},\nas the client has been closed.")
 
     monkeypatch.setattr(HfApi, "create_commit", fail)
-    with pytest.raises(ConnectionError, match=r"the connection broke .*closed.*the same command goes on"):
+    with pytest.raises(ConnectionError, match=r"broke \(Cannot send \*\*\*, as .*closed\.\); the same command goes on"):
         publish(run, REPO)
+
+
+def test_what_somebody_else_sends_meanwhile_is_not_undone(
+    hub_here: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_files = HfApi.list_repo_files
+
+    def meanwhile(*args: Any, **kwargs: Any) -> list[str]:
+        found = list_files(*args, **kwargs)
+        hub_here.store.add(KEY, {"README.md": b"theirs"})
+        return found
+
+    monkeypatch.setattr(HfApi, "list_repo_files", meanwhile)
+    with pytest.raises(ConnectionError, match=r"answered with 412 .*the same command goes on"):
+        publish(run, REPO)
+    assert published(hub_here, "README.md") == b"theirs"
 
 
 def test_who_may_write_is_known_before_any_work(hub_here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
