@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rts_hf.card_text import clean, code_block, counted, escaped, measured_share, number, share, text
+from rts_hf.comparison_tables import section
 from rts_hf.confusion import class_results, confusion_split, measured_split
 from rts_hf.faults import KINDS
-from rts_hf.files import write_text
-from rts_hf.run_folder import is_finite, perturbed_since, read_log, read_record, was_perturbed
+from rts_hf.files import read_json_object, write_text
+from rts_hf.run_folder import COMPARISON_NAME, is_finite, perturbed_since, read_log, read_record, was_perturbed
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, progress_at
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def write_card(run_dir: str | Path, *, repo_id: str | None = None) -> Path:
 def render_card(run_dir: str | Path, *, repo_id: str | None = None) -> str:
     """Return the model card of a run as Markdown with a YAML head. The same folder gives the same text.
 
-    Every figure comes from ``run.json`` and ``trainer_state.json``; pictures are shown if they lie in ``figures/``.
+    Every figure comes from ``run.json`` and ``trainer_state.json``, and those of other runs from ``comparison.json``,
+    if it was one of a comparison; pictures are shown if they lie in ``figures/``.
 
     Args:
         run_dir: A run folder.
@@ -139,7 +141,9 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     # A picture may be left over from another run in the same folder.
     drawn = {"history": True, "schedules": bool(optimizer.get("method")), "sharpness": sharpness is not None}
     drawn["confusion"] = confusion_split(record) is not None
+    compared = folder / COMPARISON_NAME
     return {
+        "comparison": section(read_json_object(compared)) if compared.is_file() else None,
         "run": escaped(record),
         "complete": complete,
         "metrics": {split: _metrics(record, split) for split in SPLITS},

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rts_hf.files import read_json_object, write_text
 from rts_hf.hub import FIGURES, write_card
 from rts_hf.resuming import MARKER_NAME, mark_complete, what_is_missing
-from rts_hf.run_folder import RECORD_NAME, STATE_NAME, read_record, write_record
+from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, STATE_NAME, read_record, write_record
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _INDEX = "model.safetensors.index.json"
@@ -98,7 +98,8 @@ def stage(
         (target / "figures").mkdir(exist_ok=True)
         shutil.copyfile(path, target / "figures" / path.name)
     write_record(target, _without_places({**record, "license": license} if license else record))
-    _write_json(target / STATE_NAME, _without_places(read_json_object(source / STATE_NAME)))
+    for name in filter(lambda name: (source / name).is_file(), (STATE_NAME, COMPARISON_NAME)):
+        _write_json(target / name, _without_places(read_json_object(source / name)))
     try:
         write_card(target, repo_id=repo_id)
     except KeyError as error:

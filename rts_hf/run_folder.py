@@ -13,6 +13,7 @@ from rts_hf.files import read_json_object, write_text
 
 RECORD_NAME = "run.json"
 STATE_NAME = "trainer_state.json"
+COMPARISON_NAME = "comparison.json"
 FORMAT = 1
 
 

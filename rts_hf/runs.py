@@ -54,7 +54,13 @@ _MEASURED = ("loss", "accuracy", "f1_macro", "top5_accuracy")
 
 
 @quiet_progress_bars()
-def train(model_args: ModelArguments, data_args: DataArguments, training_args: RTSTrainingArguments) -> dict[str, Any]:
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: RTSTrainingArguments,
+    *,
+    measure_test: bool = True,
+) -> dict[str, Any]:
     """Train a classifier and leave a complete run folder at ``training_args.output_dir``.
 
     The folder holds the model with its preprocessing (``config.json``, ``model.safetensors``), ``trainer_state.json``,
@@ -66,6 +72,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         model_args: Which backbone, and from which weights.
         data_args: Which images, and how they are split.
         training_args: How to train.
+        measure_test: Read the test split at the end; a run that only helps to choose settings must not.
 
     Returns:
         The record that ``run.json`` holds.
@@ -93,31 +100,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
             _publish(repository, training_args)
             return finished
     set_seed(training_args.seed)
-    preprocessing = pretrained_data_config(name) if model_args.pretrained else {}
     base_model = base_model_id(name) if model_args.pretrained else None
     with training_args.main_process_first(desc="loading the data"):
-        data = load_data(
-            data_args.dataset,
-            dataset_config=data_args.dataset_config,
-            image_column=data_args.image_column,
-            label_column=data_args.label_column,
-            train_split=data_args.train_split,
-            validation_split=data_args.validation_split,
-            test_split=data_args.test_split,
-            validation_fraction=data_args.validation_fraction,
-            seed=data_args.split_seed,
-            image_size=data_args.image_size,
-            augmentation=data_args.augmentation,
-            skip_bad_images=data_args.skip_bad_images,
-            max_train_samples=data_args.max_train_samples,
-            max_eval_samples=data_args.max_eval_samples,
-            train_fraction=data_args.train_fraction,
-            label_noise=data_args.label_noise,
-            cache_dir=data_args.cache_dir,
-            **preprocessing,
-        )
-    if model_args.pretrained:
-        data = replace(data, normalisation="pretrained weights")
+        data = load_run_data(model_args, data_args)
     _check_command(training_args, num_classes=len(data.label_names))
     model = build_model(
         name,
@@ -183,6 +168,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
         return interrupted
 
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
+    if not measure_test:
+        splits["test"] = None
     measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
     metrics = {name: found and found[0] for name, found in measured.items()}
     classes = {name: found[1] for name, found in measured.items() if found and name != "train"}
@@ -198,6 +185,36 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: R
     trainer.accelerator.wait_for_everyone()
     _publish(repository, training_args)
     return complete
+
+
+def load_run_data(model_args: ModelArguments, data_args: DataArguments) -> DataBundle:
+    """Return the data that a run with these arguments trains on, prepared as pretrained weights want it.
+
+    Raises:
+        ValueError: As :func:`rts_hf.load_data` does.
+    """
+    preprocessing = pretrained_data_config(str(model_args.model)) if model_args.pretrained else {}
+    data = load_data(
+        data_args.dataset,
+        dataset_config=data_args.dataset_config,
+        image_column=data_args.image_column,
+        label_column=data_args.label_column,
+        train_split=data_args.train_split,
+        validation_split=data_args.validation_split,
+        test_split=data_args.test_split,
+        validation_fraction=data_args.validation_fraction,
+        seed=data_args.split_seed,
+        image_size=data_args.image_size,
+        augmentation=data_args.augmentation,
+        skip_bad_images=data_args.skip_bad_images,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+        train_fraction=data_args.train_fraction,
+        label_noise=data_args.label_noise,
+        cache_dir=data_args.cache_dir,
+        **preprocessing,
+    )
+    return replace(data, normalisation="pretrained weights") if model_args.pretrained else data
 
 
 class _WhenReady(TrainerCallback):

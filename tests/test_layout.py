@@ -57,7 +57,7 @@ LAYOUT: dict[str, set[str]] = {
     "record": {"config", "data", "models", "run_folder", "settings", "trainer"},
     "figures": {"confusion", "run_folder", "schedules"},
     "card_text": {"run_folder"},
-    "hub": {"card_text", "confusion", "faults", "files", "run_folder", "schedules"},
+    "hub": {"card_text", "comparison_tables", "confusion", "faults", "files", "run_folder", "schedules"},
     "publication": {"files", "hub", "resuming", "run_folder"},
     "demo": set(),  # runs without the package, in a Space
     "space": {"card_text", "files", "run_folder", "small_image"},
@@ -69,6 +69,16 @@ LAYOUT: dict[str, set[str]] = {
         "output_folder", "publishing", "record", "resuming", "run_folder", "settings", "trainer",
     },
     "cli": {"config"},
+    "backends": {"cli", "runs"},
+    "comparison": {
+        "backends", "budget", "cli", "config", "files", "record", "resuming", "run_folder", "runs", "switching",
+        "unwrapping",
+    },
+    "tuning": {"comparison", "run_folder"},
+    "comparison_tables": {"card_text"},
+    "comparison_figures": {"figures"},
+    "comparison_report": {"comparison_figures", "comparison_tables", "files", "hub", "run_folder"},
+    "compare": {"backends", "comparison", "comparison_report", "tuning"},
 }  # fmt: skip
 
 

@@ -11,8 +11,10 @@ import pytest
 from publishing_for_tests import REPO, finished_run
 from run_folder_for_tests import edit_json
 from safetensors.torch import load_file
+from test_comparison_tables import ROWS, comparison
 
 from rts_hf import publication
+from rts_hf.comparison_tables import section
 from rts_hf.hub import render_card
 from rts_hf.publication import Finding, left_over, scan, stage
 from rts_hf.resuming import what_is_missing
@@ -176,6 +178,16 @@ def test_class_names_and_sentences_are_no_paths(run: Path, staged: Path) -> None
     stage(run, staged, REPO)
     record = json.loads((staged / "run.json").read_text())
     assert (record["data"]["label_names"], record["warnings"], record["command"]) == (names, ["/1: 3/4 of it"], "it's")
+
+
+def test_the_comparison_of_a_run_goes_with_it_and_stands_in_its_card(run: Path, staged: Path) -> None:
+    found = comparison(ROWS, command="python scripts/compare.py --output_dir /home/mx/comparisons")
+    (run / "comparison.json").write_text(json.dumps(found))
+    assert "comparison.json" in stage(run, staged, REPO)
+    assert "/home" not in (staged / "comparison.json").read_text()
+    card = (staged / "README.md").read_text()
+    assert section(found) in card
+    assert "+1.00 (-0.30 to +2.30)" in card
 
 
 def test_a_license_is_told(run: Path, staged: Path) -> None:

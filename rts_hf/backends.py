@@ -1,0 +1,118 @@
+"""Runs of the training command side by side: in processes of this machine, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+BACKENDS = ("local", "ray")
+
+
+class Job(NamedTuple):
+    """One run of the training command.
+
+    Args:
+        words: Its command line, without the program's name.
+        log: File that what it prints is added to.
+        measure_test: Whether the test split is read, at its end.
+    """
+
+    words: tuple[str, ...]
+    log: Path
+    measure_test: bool = True
+
+
+def run_job(job: Job) -> None:
+    """Run the training command in this process, its output in the job's log.
+
+    Raises:
+        ValueError, OSError, rts_hf.TrainingFault: As :func:`rts_hf.train` does.
+    """
+    from rts_hf.cli import parse_arguments
+    from rts_hf.runs import train
+
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        job.log.open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        train(*parse_arguments(job.words), measure_test=job.measure_test)
+
+
+def run_jobs(jobs: Sequence[Job], *, at_once: int = 1, backend: str = "local") -> Iterator[tuple[Job, str | None]]:
+    """Run jobs, so many at once, and give each with its error, or None, as it ends.
+
+    Args:
+        jobs: What to run; all of them are, also after one has failed.
+        at_once: Processes on this machine, or tasks of the cluster, at a time; at least 1.
+        backend: One of :data:`BACKENDS`. For ``ray``, the jobs' folders lie where all machines of the cluster see them.
+
+    Raises:
+        ValueError: If Ray is asked for and not installed.
+    """
+    if not jobs:
+        return
+    yield from (_with_ray if backend == "ray" else _with_processes)(jobs, at_once)
+
+
+def check_backend_is_there(backend: str) -> None:
+    """Raise ValueError if a backend is not known, or its package not installed."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
+    if backend == "ray":
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"backend='ray' needs Ray ({error}); pip install 'rts_hf[ray]'.") from error
+
+
+def _with_processes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | None]]:
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    context = multiprocessing.get_context("spawn")  # a forked copy of torch's threads would hang
+    with ProcessPoolExecutor(at_once, mp_context=context, initializer=_share_cores, initargs=(threads,)) as pool:
+        running = {pool.submit(run_job, job): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                error = done.exception()
+                yield running[done], None if error is None else _told(error)
+        except BaseException:  # an interrupt: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | None]]:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    remote: Any = ray.remote(max_retries=0)(run_job)
+    waiting = list(jobs)
+    running: dict[Any, Job] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop(0)
+            running[remote.remote(job)] = job
+        done, _ = ray.wait(list(running), num_returns=1)
+        job = running.pop(done[0])
+        try:
+            ray.get(done[0])
+        except Exception as error:
+            yield job, _told(getattr(error, "cause", None) or error)
+        else:
+            yield job, None
+
+
+def _share_cores(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

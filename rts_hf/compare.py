@@ -1,0 +1,134 @@
+"""One command that compares optimizers: choose learning rates, make the runs, tell what they found."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rts_hf.backends import check_backend_is_there
+from rts_hf.comparison import Comparison, make_runs, parse_method
+from rts_hf.comparison_report import write_report
+from rts_hf.tuning import Search, check_optuna_is_there, search
+
+
+def compare(
+    opts: Sequence[str],
+    *,
+    seeds: int = 5,
+    first_seed: int = 0,
+    budget: float = 30.0,
+    output_dir: str | Path,
+    words: Sequence[str] = (),
+    tune: int = 0,
+    learning_rates: Sequence[float] | None = None,
+    jobs: int = 1,
+    backend: str = "local",
+    command: str = "",
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Compare optimizers at an equal budget of gradient evaluations, and return what ``comparison.json`` holds.
+
+    Every method makes as many updates as the budget pays for, so that its learning rate and α schedules span exactly
+    its own run. The same call goes on where an earlier one stopped; more seeds or methods may be asked for.
+
+    Args:
+        opts: Optimizers, each with options of the training command that are its own: ``"rts_pugd --switch_at 0.9"``.
+            Differences are taken to ``"sgd"``, or without it to the first.
+        seeds: Runs of each method, at least 1.
+        first_seed: Of them; the others follow.
+        budget: Gradient evaluations of a run, in passes over the training images, greater than 0.
+        output_dir: Where everything goes; see :class:`rts_hf.comparison.Comparison`.
+        words: Options of the training command for all methods.
+        tune: Runs for each learning rate that is tried for each method, on the validation split; 0 takes each method's
+            default, or what its options say.
+        learning_rates: Those that are tried; None: multiples of each method's default.
+        jobs: Runs at a time.
+        backend: ``local``, or ``ray`` for a cluster.
+        command: What the report tells as the command of the comparison.
+        tell: Gets one line as each run ends.
+
+    Raises:
+        ValueError: For arguments that are not legal, or a folder that holds something else; before any run.
+        RuntimeError: If runs failed, after all the others were made.
+    """
+    comparison = plan(
+        opts, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words, tune=tune,
+        learning_rates=learning_rates, jobs=jobs, backend=backend,
+    )  # fmt: skip
+    make = functools.partial(make_runs, comparison, at_once=jobs, backend=backend, tell=tell)
+    blind = functools.partial(make, measure_test=False)
+    comparison.settle_lengths(blind)
+    searches = search(comparison, blind, seeds=tune, learning_rates=learning_rates) if tune else []
+    cells = comparison.cells()
+    make(cells)
+    return write_report(
+        comparison.folder,
+        [(cell.method.label, cell.folder) for cell in cells],
+        {
+            "command": command,
+            "model": comparison.architecture,
+            "data": comparison.data_name,
+            "budget": budget,
+            "gradient_evaluations": comparison.gradient_evaluations,
+            "reference": reference(comparison),
+            "tuning": _tuning(searches, tune),
+        },
+        [row for each in searches for row in each.table()],
+    )
+
+
+def plan(
+    opts: Sequence[str],
+    *,
+    seeds: int,
+    first_seed: int,
+    budget: float,
+    output_dir: str | Path,
+    words: Sequence[str],
+    tune: int,
+    learning_rates: Sequence[float] | None,
+    jobs: int,
+    backend: str,
+) -> Comparison:
+    """Return a comparison whose arguments are legal, and whose methods have lengths where no pilot is needed."""
+    for name, value, least in (
+        ("seeds", seeds, 1),
+        ("first_seed", first_seed, 0),
+        ("tune", tune, 0),
+        ("jobs", jobs, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value!r} must be at least {least}.")
+    if learning_rates is not None and not tune:
+        raise ValueError("learning_rates need tune: runs for each of them, for instance 2.")
+    if learning_rates is not None and not all(rate > 0 for rate in learning_rates):
+        raise ValueError(f"learning_rates={list(learning_rates)!r} must be greater than 0.")
+    check_backend_is_there(backend)
+    if tune:
+        check_optuna_is_there(tune)
+    methods = [parse_method(text) for text in opts]
+    if tune:
+        for method in methods:
+            if any(word.split("=")[0] == "--learning_rate" for word in (*method.words, *words)):
+                raise ValueError(f"opts: {method.label!r} has a learning rate, and tune={tune} would choose another.")
+    return Comparison(
+        methods, seeds=range(first_seed, first_seed + seeds), budget=budget, output_dir=output_dir, words=words
+    )
+
+
+def reference(comparison: Comparison) -> str:
+    """Return the label of the method that the others are compared with."""
+    labels = [method.label for method in comparison.methods]
+    return "sgd" if "sgd" in labels else labels[0]
+
+
+def _tuning(searches: Sequence[Search], seeds: int) -> dict[str, Any] | None:
+    if not searches:
+        return None
+    return {
+        "trials": sum(len(each.rates) for each in searches),
+        "seeds": seeds,
+        "at_an_end": [each.method.label for each in searches if each.at_an_end],
+    }

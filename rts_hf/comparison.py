@@ -1,0 +1,326 @@
+"""Optimizers compared at an equal budget of gradients: which runs are made, and with which learning rates."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rts_hf.backends import Job, check_backend_is_there, run_jobs
+from rts_hf.budget import updates_for_share, updates_within
+from rts_hf.cli import parse_arguments
+from rts_hf.config import RTSTrainingArguments
+from rts_hf.files import read_json_object, write_text
+from rts_hf.record import command_line
+from rts_hf.resuming import last_checkpoint
+from rts_hf.run_folder import RECORD_NAME, read_record
+from rts_hf.runs import load_run_data
+from rts_hf.switching import PhaseSwitch
+from rts_hf.unwrapping import unwrap_optimizer
+
+PLAN_NAME = "plan.json"
+TUNING_SEED = 1000  # the first seed of the runs that only choose a learning rate
+PILOTS = 5  # runs to settle the length of a run whose switch listens
+CLOSE_ENOUGH = 0.02  # share of the budget
+_OWN = (
+    "max_steps", "num_train_epochs", "opt", "output_dir", "overwrite", "push_to_hub", "resume_from_checkpoint", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """One optimizer with its settings.
+
+    Args:
+        label: What tables call it.
+        words: Its options of the training command.
+        learning_rate: Peak learning rate; None until it is known.
+        updates: Of a run within the budget; None until it is known.
+    """
+
+    label: str
+    words: tuple[str, ...]
+    learning_rate: float | None = None
+    updates: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Its name as that of a folder."""
+        return re.sub(r"[^\w.+=-]+", "_", self.label).strip("_")
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that a text names: an optimizer, and options of the training command that it goes with.
+
+    >>> parse_method("rts_pugd --switch_at 0.9").words
+    ('--opt', 'rts_pugd', '--switch_at', '0.9')
+
+    Raises:
+        ValueError: If the text does not begin with a name.
+    """
+    words = shlex.split(text)
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"opts: {text!r} must begin with an optimizer's name, as in 'rts_pugd --switch_at 0.9'.")
+    return Method(" ".join(words), ("--opt", *words))
+
+
+class Cell(NamedTuple):
+    """One run of a comparison."""
+
+    method: Method
+    seed: int
+    folder: Path
+
+
+class Comparison:
+    """Runs of several methods with several seeds, each of as many gradient evaluations, in one folder.
+
+    The folder holds ``plan.json``, the run folders (``runs/<method>/seed-<n>``), those that chose the learning rates
+    (``tuning/``) and those that settled a length (``pilots/``), and what they printed (``logs/``). The same comparison
+    goes on where it stood: runs that are complete are not made again. Seeds and methods may be added.
+
+    Args:
+        methods: What is compared, all labels different.
+        seeds: Of the runs, which give initial weights and the order of images; the same for every method, so that
+            differences can be taken in pairs.
+        budget: Gradient evaluations of a run, in passes over the training images, greater than 0.
+        output_dir: The folder.
+        words: Options of the training command for all: data, model, batch.
+
+    Raises:
+        ValueError: For methods that are not legal or do not share data, model and batch, options that a comparison sets
+            itself, or a folder that holds another comparison.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        *,
+        seeds: Iterable[int],
+        budget: float,
+        output_dir: str | Path,
+        words: Sequence[str] = (),
+    ) -> None:
+        self.folder, self.words, self.seeds, self.budget = Path(output_dir), tuple(words), tuple(seeds), budget
+        if not methods:
+            raise ValueError("opts=[] names nothing to compare; give optimizers' names.")
+        if not self.seeds:
+            raise ValueError("seeds=0 makes no runs; give at least 1, and 2 for a spread.")
+        if not budget > 0:
+            raise ValueError(f"budget={budget!r} must be greater than 0: passes over the training images.")
+        folders = [method.folder for method in methods]
+        for method in methods:
+            if folders.count(method.folder) > 1:
+                raise ValueError(f"opts: {method.label!r} is there twice; leave one out.")
+            self._check_words(method)
+        parsed = [parse_arguments(self._words(method)) for method in methods]
+        for method, arguments in zip(methods, parsed, strict=True):
+            for mine, first in zip(arguments[:2], parsed[0][:2], strict=True):
+                if mine != first:
+                    raise ValueError(f"opts: {method.label!r} has another model or data than {methods[0].label!r}.")
+            if _batch(arguments[2]) != _batch(parsed[0][2]):
+                raise ValueError(f"opts: {method.label!r} has another batch than {methods[0].label!r}.")
+        data = load_run_data(*parsed[0][:2])
+        if data.test is None:
+            raise ValueError(f"dataset={data.name!r} has no test split, so there is nothing to compare on.")
+        self.data_name, self.architecture = data.name, str(parsed[0][0].model)
+        batches = math.ceil(len(data.train) / parsed[0][2].train_batch_size)
+        self.updates_an_epoch = math.ceil(batches / parsed[0][2].gradient_accumulation_steps)
+        self.gradient_evaluations = max(1, round(budget * self.updates_an_epoch))
+        self.methods = [self._with_length(method, args[2]) for method, args in zip(methods, parsed, strict=True)]
+        self._check_folder()
+
+    # ---- What is made ----
+
+    def settle_lengths(self, run: Callable[[Sequence[Cell]], None]) -> None:
+        """Find, by runs of the first seed, how long a run may be whose switch waits for what only a run can tell.
+
+        Such a run is made with the length that would fit if the switch fired where it did in the run before, until
+        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts.
+
+        Args:
+            run: Makes the runs it is given.
+        """
+        for place, method in enumerate(self.methods):
+            if method.updates is not None:
+                continue
+            updates, tried = self.gradient_evaluations, dict[int, int]()
+            every = self._optimizer(method).param_groups[0]["rts_perturb_every"]
+            for _ in range(PILOTS):
+                pilot = replace(method, updates=updates)
+                cell = Cell(pilot, self.seeds[0], self.folder / "pilots" / method.folder / f"updates-{updates}")
+                run([cell])
+                record = read_record(cell.folder)
+                tried[updates] = record["gradient_evaluations"]
+                step = record["optimizer"]["switch"]["step"]
+                off = tried[updates] / self.gradient_evaluations - 1
+                longer = updates_for_share(
+                    self.gradient_evaluations, 1.0 if step is None else step / updates, perturb_every=every
+                )
+                if abs(off) <= CLOSE_ENOUGH or longer in tried:
+                    break
+                updates = longer
+            best = min(tried, key=lambda length: abs(tried[length] - self.gradient_evaluations))
+            self.methods[place] = replace(method, updates=best)
+
+    def cells(self) -> list[Cell]:
+        """Return the runs of the comparison itself, seed by seed, so that an early stop leaves whole pairs."""
+        return [
+            Cell(method, seed, self.folder / "runs" / method.folder / f"seed-{seed}")
+            for seed in self.seeds
+            for method in self.methods
+        ]
+
+    def tuning_cell(self, method: Method, learning_rate: float, seed: int) -> Cell:
+        """Return a run that only tells how a learning rate does on the validation split."""
+        folder = self.folder / "tuning" / method.folder / f"lr-{learning_rate:g}" / f"seed-{seed}"
+        return Cell(replace(method, learning_rate=learning_rate), seed, folder)
+
+    def command(self, cell: Cell) -> str:
+        """Return the command that makes a run, as it stands in its record."""
+        return command_line(*parse_arguments(self._cell_words(cell)))
+
+    def job(self, cell: Cell, *, measure_test: bool = True) -> Job | None:
+        """Return what is left to do of a run, or None if it is complete.
+
+        Raises:
+            ValueError: If its folder holds another run.
+        """
+        words = self._cell_words(cell)
+        log = self.folder / "logs" / f"{'-'.join(cell.folder.relative_to(self.folder).parts)}.txt"
+        if (cell.folder / RECORD_NAME).is_file():
+            record = read_record(cell.folder)
+            if record["command"] != self.command(cell):
+                raise ValueError(
+                    f"{cell.folder} holds another run ({record['command']}, not {self.command(cell)}); take another "
+                    "output_dir."
+                )
+            if record["status"] == "complete":
+                return None
+            words += self._going_on(cell.folder)
+        return Job(tuple(words), log, measure_test)
+
+    def default_learning_rate(self, method: Method) -> float:
+        """Return the learning rate that the training command takes for a method: the one given, or its default."""
+        return float(parse_arguments(self._words(method))[2].learning_rate or 0.0)
+
+    # ---- Behind it ----
+
+    def _words(self, method: Method) -> list[str]:
+        return [*self.words, *method.words, "--output_dir", str(self.folder / "runs" / method.folder)]
+
+    def _cell_words(self, cell: Cell) -> list[str]:
+        method = cell.method
+        words = [*self.words, *method.words, "--max_steps", str(method.updates), "--seed", str(cell.seed)]
+        if method.learning_rate is not None:
+            words += ["--learning_rate", f"{method.learning_rate:g}"]
+        return [*words, "--output_dir", str(cell.folder)]
+
+    def _going_on(self, folder: Path) -> list[str]:
+        try:
+            last_checkpoint(folder)
+        except (ValueError, OSError):
+            return ["--overwrite"]
+        return ["--resume_from_checkpoint", "last"]
+
+    def _check_words(self, method: Method) -> None:
+        for words in (self.words, method.words[2:]):
+            for word in words:
+                name = word.removeprefix("--").split("=")[0]
+                if word.startswith("--") and name in _OWN:
+                    raise ValueError(f"{word} is set by the comparison itself; leave it out.")
+
+    def _optimizer(self, method: Method) -> Any:
+        import timm.optim
+        import torch
+
+        args = parse_arguments(self._words(method))[2]
+        return unwrap_optimizer(
+            timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
+        )
+
+    def _with_length(self, method: Method, args: RTSTrainingArguments) -> Method:
+        switch: PhaseSwitch | None = None
+        every = 1
+        if args.is_two_pass:
+            optimizer = self._optimizer(method)
+            switch, every = optimizer.switch, optimizer.param_groups[0]["rts_perturb_every"]
+        updates = updates_within(self.gradient_evaluations, switch, perturb_every=every)
+        if updates == 0:
+            raise ValueError(f"budget={self.budget!r} pays for no update of {method.label!r}; give more.")
+        return replace(method, updates=updates)
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that holds something else, and note what this one holds."""
+        plan = {"budget": self.budget, "words": list(self.words), "gradient_evaluations": self.gradient_evaluations}
+        path = self.folder / PLAN_NAME
+        if path.is_file():
+            known = read_json_object(path)
+            for name, value in plan.items():
+                if known.get(name) != value:
+                    raise ValueError(
+                        f"output_dir={str(self.folder)!r} holds another comparison ({name} {known.get(name)!r}, not "
+                        f"{value!r}); name another folder."
+                    )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"output_dir={str(self.folder)!r} is not empty and holds no comparison; name another.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(plan, indent=2) + "\n")
+
+
+def _batch(args: RTSTrainingArguments) -> int:
+    return args.train_batch_size * args.gradient_accumulation_steps
+
+
+def make_runs(
+    comparison: Comparison,
+    cells: Sequence[Cell],
+    *,
+    at_once: int = 1,
+    backend: str = "local",
+    measure_test: bool = True,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Make the runs that are not complete yet.
+
+    Args:
+        comparison: Whose they are.
+        cells: Which.
+        at_once: As many at a time.
+        backend: As for :func:`rts_hf.backends.run_jobs`.
+        measure_test: Read the test split at the end of each.
+        tell: Gets one line as each run ends.
+
+    Raises:
+        ValueError: If a folder holds another run; before any is made.
+        RuntimeError: If runs failed, after all the others were made.
+    """
+    check_backend_is_there(backend)
+    jobs = {job: cell for cell in cells if (job := comparison.job(cell, measure_test=measure_test)) is not None}
+    failures = []
+    for count, (job, error) in enumerate(run_jobs(list(jobs), at_once=at_once, backend=backend), start=1):
+        cell = jobs[job]
+        where = f"[{count}/{len(jobs)}] {cell.folder.relative_to(comparison.folder)}"
+        if error is not None:
+            failures.append(f"{cell.folder.relative_to(comparison.folder)} ({error}; see {job.log})")
+            tell(f"{where}: failed: {error}")
+            continue
+        record = read_record(cell.folder)
+        shown = [
+            f"{split} accuracy {record['metrics'][split]['accuracy']:.4f}"
+            for split in ("validation", "test")
+            if (record["metrics"].get(split) or {}).get("accuracy") is not None
+        ]
+        tell(f"{where}: {', '.join(shown)}, {record['seconds']:.0f} s")
+    if failures:
+        listed = "; ".join(failures[:3])
+        raise RuntimeError(
+            f"{len(failures)} of {len(jobs)} runs failed: {listed}. The others are complete; the same command makes "
+            "only what is missing."
+        )

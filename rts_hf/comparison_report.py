@@ -1,0 +1,103 @@
+"""The files that a comparison leaves: every run in a table, the summary, pictures, and one page with them all."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rts_hf.comparison_figures import draw_comparison
+from rts_hf.comparison_tables import FORMAT, markdown_rows, notes, run_row, summarise, to_csv, to_markdown
+from rts_hf.files import write_text
+from rts_hf.hub import write_card
+from rts_hf.run_folder import COMPARISON_NAME, read_log, read_record
+
+TEMPLATE = Path(__file__).with_name("comparison_page.html.jinja")
+CAPTIONS = {
+    "accuracy": "Test accuracy by method: mean with its 95 % interval, and below it a tick for every run",
+    "histories": "Validation accuracy along the gradients spent: mean and range over seeds",
+}
+
+
+def write_report(
+    folder: str | Path,
+    runs: Sequence[tuple[str, Path]],
+    facts: Mapping[str, Any],
+    trials: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write what a comparison found, and return the summary.
+
+    That is ``results.csv``, ``trials.csv``, ``table.md``, ``comparison.json``, ``figures/`` and ``report.html``.
+    Every figure comes from the run folders; the same runs give the same files. Each run folder gets a copy of
+    ``comparison.json``, and a card that shows it.
+
+    Args:
+        folder: The comparison's folder.
+        runs: Method and folder of each complete run.
+        facts: ``command``, ``model``, ``data``, ``budget``, ``gradient_evaluations``, ``reference`` and ``tuning`` of
+            the comparison.
+        trials: What was tried to choose learning rates, one row a trial.
+    """
+    target = Path(folder)
+    records = {path: read_record(path) for _, path in runs}
+    rows = [run_row(records[path], method, path.relative_to(target).as_posix()) for method, path in runs]
+    comparison = {"format": FORMAT, **facts, "methods": summarise(rows, facts["reference"])}
+    curves: dict[str, list[list[tuple[int, float]]]] = {}
+    for method, path in runs:
+        points = [
+            (entry["gradient_evaluations"], entry["eval_accuracy"])
+            for entry in read_log(path)
+            if entry.get("eval_accuracy") is not None and entry.get("gradient_evaluations") is not None
+        ]
+        curves.setdefault(method, []).append(points)
+    write_text(target / "results.csv", to_csv(rows))
+    if trials:
+        write_text(target / "trials.csv", to_csv(trials, list(trials[0])))
+    write_text(target / "table.md", to_markdown(comparison))
+    text = json.dumps(comparison, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(target / COMPARISON_NAME, text)
+    draw_comparison(target / "figures", comparison, rows, curves)
+    commands = [records[path]["command"] for _, path in runs]
+    write_text(target / "report.html", _page(target, comparison, commands, trials))
+    for _, path in runs:
+        write_text(path / COMPARISON_NAME, text)
+        write_card(path)
+    return comparison
+
+
+def _page(
+    folder: Path, comparison: Mapping[str, Any], commands: Sequence[str], trials: Sequence[Mapping[str, Any]]
+) -> str:
+    from jinja2 import Environment
+
+    rows = [_plain(row) for row in markdown_rows(comparison["methods"], comparison["reference"])]
+    figures = [
+        {"caption": caption, "data": base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()}
+        for name, caption in CAPTIONS.items()
+    ]
+    template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        title=f"{comparison['model']} on {comparison['data']}: optimizers at equal gradient budgets",
+        columns=list(rows[0]),
+        rows=[
+            {"cells": list(row.values()), "reference": method["method"] == comparison["reference"]}
+            for row, method in zip(rows, comparison["methods"], strict=True)
+        ],
+        notes=[_unescaped(note) for note in notes(comparison)],
+        figures=figures,
+        command=comparison["command"],
+        commands=commands,
+        trials=trials,
+    )
+
+
+def _plain(row: Mapping[str, str]) -> dict[str, str]:
+    return {_unescaped(name): _unescaped(value) for name, value in row.items()}
+
+
+def _unescaped(markdown: str) -> str:
+    """Return text that was made safe for Markdown as it was, since the page escapes it for HTML itself."""
+    return html.unescape(markdown)

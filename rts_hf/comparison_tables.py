@@ -1,0 +1,223 @@
+"""What a comparison found: one row a run, and for every method mean, spread, interval and the difference in pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from rts_hf.card_text import counted, number, text
+
+FORMAT = 1
+CONFIDENCE = 0.95
+COLUMNS = (
+    "method", "seed", "learning_rate", "updates", "gradient_evaluations", "epochs", "switched_at",
+    "validation_accuracy", "test_accuracy", "test_loss", "sharpness", "seconds", "folder",
+)  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval, of Student's t distribution.
+
+    Args:
+        mean: Of the values.
+        deviation: Their standard deviation (of a sample); None of a single one.
+        low: Lower end; None of a single value.
+        high: Upper end; None of a single value.
+    """
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Return mean, standard deviation and confidence interval of the mean.
+
+    >>> found = interval([0.9, 0.92, 0.94])
+    >>> [round(value, 4) for value in found]
+    [0.92, 0.02, 0.8703, 0.9697]
+
+    Args:
+        values: At least one.
+        confidence: In (0, 1).
+    """
+    from scipy import stats
+
+    mean = fmean(values)
+    if len(values) < 2:
+        return Interval(mean, None, None, None)
+    deviation = stdev(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return Interval(mean, deviation, mean - half, mean + half)
+
+
+def run_row(record: Mapping[str, Any], method: str, folder: str) -> dict[str, Any]:
+    """Return what a comparison tells of one run.
+
+    Args:
+        record: Its ``run.json``.
+        method: What the comparison calls its method.
+        folder: Where it lies, from the comparison's folder.
+    """
+    metrics, optimizer = record["metrics"], record["optimizer"]
+    values = (
+        method, record["seed"], optimizer["learning_rate"], record["updates"], record["gradient_evaluations"],
+        record["epochs"], (optimizer.get("switch") or {}).get("step"), metrics["validation"]["accuracy"],
+        metrics["test"]["accuracy"], metrics["test"]["loss"],
+        ((record.get("sharpness") or {}).get("worst_case_increase")), record["seconds"], folder,
+    )  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def summarise(rows: Iterable[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Return one row a method, in the order they first come in.
+
+    Args:
+        rows: Those of :func:`run_row`.
+        reference: The method that the others are compared with in pairs: two runs of the same seed.
+
+    Returns:
+        For each method ``method``, ``learning_rate``, ``seeds``, ``updates``, ``gradient_evaluations`` (mean),
+        ``seconds`` (mean), ``sharpness`` (mean or None), ``test_accuracy`` (an :class:`Interval` as a list) and
+        ``difference`` (the same of the differences to the reference; None for the reference itself).
+    """
+    by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], {})[row["seed"]] = row
+    base = by_method.get(reference, {})
+    summary = []
+    for name, runs in by_method.items():
+        common = sorted(set(runs) & set(base))
+        pairs = [runs[seed]["test_accuracy"] - base[seed]["test_accuracy"] for seed in common]
+        sharpness = [run["sharpness"] for run in runs.values() if run["sharpness"] is not None]
+        first = next(iter(runs.values()))
+        summary.append(
+            {
+                "method": name,
+                "learning_rate": first["learning_rate"],
+                "seeds": len(runs),
+                "updates": first["updates"],
+                "gradient_evaluations": fmean(run["gradient_evaluations"] for run in runs.values()),
+                "seconds": fmean(run["seconds"] for run in runs.values()),
+                "sharpness": fmean(sharpness) if sharpness else None,
+                "test_accuracy": list(interval([run["test_accuracy"] for run in runs.values()])),
+                "difference": list(interval(pairs)) if pairs and name != reference else None,
+            }
+        )
+    return summary
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
+    """Return rows as CSV with a head line."""
+    target = io.StringIO()
+    writer = csv.DictWriter(target, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return target.getvalue()
+
+
+def markdown_rows(summary: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, str]]:
+    """Return the table of a summary, each cell as text that is safe in Markdown."""
+    return [
+        {
+            "method": text(row["method"]),
+            "learning rate": number(row["learning_rate"]),
+            "seeds": number(row["seeds"]),
+            "test accuracy, %": spread(row["test_accuracy"]),
+            "95 % interval": bounds(row["test_accuracy"]),
+            f"points over {text(reference)}": difference(row["difference"]),
+            "gradient evaluations": f"{row['gradient_evaluations']:,.0f}",
+            "updates": number(row["updates"]),
+            "seconds": f"{row['seconds']:.0f}",
+            "sharpness": number(row["sharpness"]),
+        }
+        for row in summary
+    ]
+
+
+def to_markdown(comparison: Mapping[str, Any]) -> str:
+    """Return ``table.md``: the summary, and how it came about.
+
+    Args:
+        comparison: What ``comparison.json`` holds.
+    """
+    head = f"{text(comparison['model'])} on {text(comparison['data'])}, equal gradient budgets"
+    return f"# {head}\n\n{section(comparison)}\n"
+
+
+def section(comparison: Mapping[str, Any]) -> str:
+    """Return the table of a comparison with its notes, in Markdown, as a card shows it.
+
+    Args:
+        comparison: What ``comparison.json`` holds.
+
+    Raises:
+        ValueError: If it has a format that this version does not know.
+    """
+    if comparison.get("format") != FORMAT:
+        raise ValueError(f"comparison.json has format {comparison.get('format')!r}; this version reads {FORMAT}.")
+    rows = markdown_rows(comparison["methods"], comparison["reference"])
+    lines = [f"| {' | '.join(rows[0])} |", f"| --- |{' ---: |' * (len(rows[0]) - 1)}"]
+    lines += [f"| {' | '.join(row.values())} |" for row in rows]
+    return "\n".join([*lines, "", *[f"- {note}" for note in notes(comparison)]])
+
+
+def notes(comparison: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the table must know, as sentences."""
+    reference = text(comparison["reference"])
+    budget = f"{number(comparison['gradient_evaluations'])} gradient evaluations a run"
+    found = [
+        f"Budget: {budget} ({number(comparison['budget'])} passes over the training images); an update takes one, a "
+        "perturbed update two. Learning rate and α schedules span each method's own number of updates.",
+        f"Mean ± standard deviation over seeds. Intervals are Student's, at 95 %; those of the difference to "
+        f"{reference} are of pairs of runs with the same seed, and not corrected for the number of methods.",
+        "The test split was read once a run, at its end.",
+    ]
+    tuning = comparison.get("tuning")
+    if tuning:
+        trials = counted(tuning["trials"], "trial")
+        found.append(
+            f"Learning rates were chosen on the validation split: {trials} of {counted(tuning['seeds'], 'run')} each, "
+            f"with seeds of their own; all are in trials.csv."
+        )
+        ends = [text(name) for name in tuning["at_an_end"]]
+        if ends:
+            found.append(f"The best learning rate lay at an end of the grid for {', '.join(ends)}.")
+    else:
+        found.append("Learning rates were not tuned: each is the training command's default, or as given.")
+    off = [
+        text(row["method"])
+        for row in comparison["methods"]
+        if abs(row["gradient_evaluations"] / comparison["gradient_evaluations"] - 1) > 0.02
+    ]
+    if off:
+        found.append(f"More than 2 % off the budget: {', '.join(off)}.")
+    return found
+
+
+def spread(found: Sequence[float | None]) -> str:
+    """Format a mean with its deviation, in percent."""
+    mean, deviation = found[0], found[1]
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def bounds(found: Sequence[float | None]) -> str:
+    """Format an interval of a share, in percent: never below 0 or above 100."""
+    low, high = found[2], found[3]
+    return "–" if low is None or high is None else f"{100 * max(low, 0.0):.2f} to {100 * min(high, 1.0):.2f}"
+
+
+def difference(found: Sequence[float | None] | None) -> str:
+    """Format a difference with its interval, in percentage points."""
+    if found is None or found[0] is None:
+        return "–"
+    low, high = found[2], found[3]
+    ends = "" if low is None or high is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
+    return f"{100 * found[0]:+.2f}{ends}"

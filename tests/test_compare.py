@@ -1,0 +1,125 @@
+"""The whole command, on runs of a few updates: choose learning rates, run, report, go on."""
+
+import csv
+import json
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_comparison import SMALL
+
+from rts_hf.backends import Job, run_job
+from rts_hf.compare import compare
+from rts_hf.hub import render_card
+from rts_hf.run_folder import read_record
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
+WORDS = [*SMALL, "--image_size", "8"]
+OPTS = ["sgd", "rts_pugd --switch_at 0.5"]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that were run, in this process, which spares each worker its imports."""
+    jobs: list[Job] = []
+
+    def run_jobs(wanted: Sequence[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
+        for job in wanted:
+            jobs.append(job)
+            run_job(job)
+            yield job, None
+
+    monkeypatch.setattr("rts_hf.comparison.run_jobs", run_jobs)
+    return jobs
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--opts", *OPTS, *words, *WORDS])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_a_comparison_from_its_command_to_its_page(
+    tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "comparison"
+    words = ["--seeds", "2", "--budget", "2", "--output_dir", str(folder)]
+    run_script(monkeypatch, *words, "--tune", "1", "--learning_rates", "0.01", "0.1", "0.5")
+    assert all(job.measure_test is ("runs" in job.words[-1].split("/")) for job in made)  # read once, at the end
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (OPTS[0], "0"), (OPTS[1], "0"), (OPTS[0], "1"), (OPTS[1], "1"),
+    ]  # fmt: skip
+    for row in rows:
+        record = read_record(folder / row["folder"])
+        assert float(row["test_accuracy"]) == record["metrics"]["test"]["accuracy"]
+        assert int(row["gradient_evaluations"]) == record["gradient_evaluations"]
+        assert record["optimizer"]["total_steps"] == record["updates"] == int(row["updates"])
+        assert 9 <= record["gradient_evaluations"] <= 10  # of a budget of 2 epochs of 5 batches
+    found = json.loads((folder / "comparison.json").read_text())
+    with (folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert found["tuning"]["trials"] == len(trials) == len(made) - 4
+    for method in found["methods"]:
+        (chosen,) = [row for row in trials if row["method"] == method["method"] and row["chosen"] == "True"]
+        assert float(chosen["learning_rate"]) == method["learning_rate"]
+    shown = capsys.readouterr().out
+    table = (folder / "table.md").read_text()
+    assert table in shown
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
+    assert "rts_pugd --switch_at 0.5" in page
+    assert "--learning_rates 0.01 0.1 0.5" in page
+
+    before, results = len(made), (folder / "results.csv").read_bytes()
+    compare(OPTS, seeds=2, budget=2, output_dir=folder, words=WORDS, tune=1, learning_rates=[0.01, 0.1, 0.5])
+    assert len(made) == before  # all of it was there
+    assert (folder / "results.csv").read_bytes() == results
+
+    run = folder / rows[1]["folder"]
+    card = render_card(run)
+    assert "Compared with other optimizers" in card
+    assert next(line for line in table.splitlines() if line.startswith("| rts_pugd")) in card
+
+
+def test_commands_for_any_scheduler(
+    tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "comparison"
+    words = ["--seeds", "2", "--budget", "1", "--output_dir", str(folder)]
+    run_script(monkeypatch, *words, "--print_commands")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert not made
+    assert lines[1].startswith("accelerate launch scripts/train.py ")
+    # Run elsewhere, they are what the comparison goes on from.
+    monkeypatch.setattr(sys, "argv", ["train.py", *lines[0].split()[3:]])
+    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    capsys.readouterr()
+    run_script(monkeypatch, *words, "--print_commands")
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+    with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
+        run_script(monkeypatch, *words, "--print_commands", "--tune", "1")
+
+
+@pytest.mark.parametrize(
+    ("opts", "settings", "message"),
+    [
+        (OPTS, {"seeds": 0}, "seeds=0 must be at least 1"),
+        (OPTS, {"jobs": 0}, "jobs=0 must be at least 1"),
+        (OPTS, {"tune": -1}, "tune=-1 must be at least 0"),
+        (OPTS, {"learning_rates": [0.1]}, "learning_rates need tune"),
+        (OPTS, {"tune": 1, "learning_rates": [0.0]}, r"learning_rates=\[0.0\] must be greater than 0"),
+        (["sgd --learning_rate 0.1"], {"tune": 1}, "has a learning rate, and tune=1 would choose another"),
+        (OPTS, {"backend": "slurm"}, "backend='slurm' is unknown"),
+        ([], {}, r"opts=\[\] names nothing to compare"),
+    ],
+)
+def test_refused(tmp_path: Path, opts: list[str], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compare(opts, output_dir=tmp_path / "c", words=WORDS, **settings)
+    assert not (tmp_path / "c").exists()

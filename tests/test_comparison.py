@@ -1,0 +1,139 @@
+"""Which runs a comparison makes: within the budget, the same for the same request, and never over others' folders."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folder_for_tests import edit_json, write_run_folder
+
+from rts_hf.backends import Job
+from rts_hf.comparison import Cell, Comparison, make_runs, parse_method
+
+SMALL = ("--use_cpu", "--max_train_samples", "120", "--max_eval_samples", "40", "--per_device_train_batch_size", "24")
+
+
+def comparison(folder: Path, *opts: str, **settings: Any) -> Comparison:
+    defaults: dict[str, Any] = {"seeds": range(2), "budget": 4, "words": SMALL}
+    methods = [parse_method(text) for text in opts or ("sgd", "sam", "rts_pugd")]
+    return Comparison(methods, output_dir=folder, **{**defaults, **settings})
+
+
+def pretend(plan: Comparison, cell: Cell, evaluations: int | None = None, switched: int | None = None) -> None:
+    """Write the run folder that a run would have left."""
+    write_run_folder(cell.folder)
+
+    def edit(record: dict[str, Any]) -> None:
+        record.update(command=plan.command(cell), status="complete", seed=cell.seed)
+        record["gradient_evaluations"] = evaluations or record["gradient_evaluations"]
+        record["optimizer"]["switch"]["step"] = switched
+
+    edit_json(cell.folder / "run.json", edit)
+
+
+def test_every_method_gets_the_updates_that_the_budget_pays_for(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd", "sam", "rts_pugd", "rts_pugd --switch_at 0.5", "pugd --perturb_every 3")
+    assert (plan.updates_an_epoch, plan.gradient_evaluations) == (5, 20)
+    assert [method.updates for method in plan.methods] == [20, 10, 17, 13, 15]
+
+
+def test_accumulated_batches_are_one_gradient(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", words=(*SMALL, "--gradient_accumulation_steps", "2"))
+    assert plan.updates_an_epoch == 3
+
+
+def test_a_cell_is_one_run_of_the_training_command(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd", "sam --radius_beta_max 0.1 --learning_rate 0.3")
+    cells = plan.cells()
+    assert [(cell.method.label.split()[0], cell.seed) for cell in cells] == [
+        ("sgd", 0), ("sam", 0), ("sgd", 1), ("sam", 1),
+    ]  # fmt: skip
+    for words in ("--opt sam", "--seed 0", "--max_steps 10", "--learning_rate 0.3", "--radius_beta_max 0.1"):
+        assert words in plan.command(cells[1])
+    assert str(tmp_path) not in plan.command(cells[1])
+
+
+def test_a_complete_run_is_not_made_again_and_a_broken_one_is(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c")
+    cell = plan.cells()[0]
+    assert plan.job(cell) is not None
+    pretend(plan, cell)
+    assert plan.job(cell) is None
+    edit_json(cell.folder / "run.json", lambda record: record.update(status="training"))
+    job = plan.job(cell)
+    assert job is not None
+    assert job.words[-1] == "--overwrite"  # there is no checkpoint to go on from
+    edit_json(cell.folder / "run.json", lambda record: record.update(command="another"))
+    with pytest.raises(ValueError, match=r"seed-0 holds another run .*take another output_dir"):
+        plan.job(cell)
+
+
+def test_the_same_comparison_goes_on_and_another_is_refused(tmp_path: Path) -> None:
+    comparison(tmp_path / "c")
+    comparison(tmp_path / "c", "sgd", "pugd", seeds=range(5))  # more methods, more seeds
+    with pytest.raises(ValueError, match=r"holds another comparison \(budget 4, not 5\)"):
+        comparison(tmp_path / "c", budget=5)
+    with pytest.raises(ValueError, match=r"holds another comparison \(words"):
+        comparison(tmp_path / "c", words=(*SMALL, "--weight_decay", "0.1"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no comparison"):
+        comparison(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("opts", "settings", "message"),
+    [
+        (["sgd", "sgd"], {}, "'sgd' is there twice"),
+        (["sgd", "sam --max_steps 5"], {}, "--max_steps is set by the comparison itself"),
+        (["sgd"], {"words": ["--seed=3"]}, "--seed=3 is set by the comparison itself"),
+        (["sgd", "sam --model resnet18"], {}, "another model or data than 'sgd'"),
+        (["sgd", "sam --label_noise 0.2"], {}, "another model or data than 'sgd'"),
+        (["sgd", "sam --per_device_train_batch_size 3"], {}, "another batch than 'sgd'"),
+        (["sgd", "sam --rho 0.1"], {}, "unknown argument --rho; did you mean --radius_beta_max"),
+        (["--opt sgd"], {}, "must begin with an optimizer's name"),
+        (["sgd", "sgx"], {}, "opt='sgx' is not an optimizer timm knows"),
+        (["sgd"], {"budget": 0}, "budget=0 must be greater than 0"),
+        (["sgd"], {"seeds": range(0)}, "seeds=0 makes no runs"),
+        (["sgd", "sam"], {"budget": 0.2}, "budget=0.2 pays for no update of 'sam'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_run(
+    tmp_path: Path, opts: list[str], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        comparison(tmp_path / "c", *opts, **settings)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40)
+    lengths = []
+
+    def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
+        for cell in cells:
+            updates = cell.method.updates or 0
+            lengths.append(updates)
+            pretend(plan, cell, updates + updates // 2, updates // 2)
+
+    assert plan.methods[1].updates is None
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert lengths == [200, 133]
+    assert plan.methods[1].updates == 133  # 199 of 200 gradient evaluations
+
+
+def test_runs_that_fail_are_told_after_the_others_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = comparison(tmp_path / "c", "sgd")
+    told: list[str] = []
+    cells = plan.cells()
+
+    def run_jobs(jobs: list[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
+        yield jobs[0], "opt='sgd' is tired"
+        pretend(plan, cells[1])
+        yield jobs[1], None
+
+    monkeypatch.setattr("rts_hf.comparison.run_jobs", run_jobs)
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: runs/sgd/seed-0 \(opt='sgd' is tired; see .*missing"):
+        make_runs(plan, cells, tell=told.append)
+    assert [line.split(":")[0] for line in told] == ["[1/2] runs/sgd/seed-0", "[2/2] runs/sgd/seed-1"]
+    assert plan.job(cells[1]) is None

@@ -1,0 +1,89 @@
+"""Means, intervals and differences in pairs, against values worked out elsewhere."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from rts_hf.comparison_tables import COLUMNS, interval, notes, spread, summarise, to_csv, to_markdown
+
+SGD, OURS = [0.90, 0.92, 0.91, 0.95], [0.91, 0.94, 0.91, 0.96]
+
+
+def row(method: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
+    values = dict.fromkeys(COLUMNS, 1) | {"method": method, "seed": seed, "test_accuracy": accuracy}
+    return values | {"sharpness": None, "gradient_evaluations": 100} | changes
+
+
+ROWS = [row("sgd", seed, value) for seed, value in enumerate(SGD)]
+ROWS += [row("ours", seed, value) for seed, value in enumerate(OURS)]
+
+
+def comparison(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    facts = {
+        "format": 1,
+        "model": "resnet18",
+        "data": "digits",
+        "budget": 30.0,
+        "gradient_evaluations": 100,
+        "reference": "sgd",
+    }
+    return {**facts, "tuning": None, "methods": summarise(rows, "sgd"), **changes}
+
+
+def test_the_interval_is_students() -> None:
+    found = interval(SGD)
+    expected = stats.ttest_1samp(SGD, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert interval([0.5]) == (0.5, None, None, None)
+
+
+def test_differences_are_taken_in_pairs_of_one_seed() -> None:
+    sgd, ours = summarise(ROWS, "sgd")
+    assert sgd["difference"] is None
+    expected = stats.ttest_rel(OURS, SGD).confidence_interval(0.95)
+    assert ours["difference"][2:] == pytest.approx([expected.low, expected.high])
+    assert ours["difference"][0] == pytest.approx(0.01)
+    missing = [each for each in ROWS if (each["method"], each["seed"]) != ("sgd", 2)]
+    assert summarise(missing, "sgd")[1]["difference"][0] == pytest.approx((0.01 + 0.02 + 0.01) / 3)
+
+
+def test_the_table_shows_spread_interval_and_difference() -> None:
+    table = to_markdown(comparison(ROWS))
+    line = next(line for line in table.splitlines() if line.startswith("| ours"))
+    assert "| 93.00 ± 2.45 |" in line
+    assert "| +1.00 (-0.30 to +2.30) |" in line
+    assert "| – |" in next(line for line in table.splitlines() if line.startswith("| sgd"))
+
+
+def test_a_format_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+        to_markdown(comparison(ROWS, format=2))
+
+
+def test_one_seed_shows_no_spread() -> None:
+    assert spread(interval([0.5])) == "50.00"
+    assert "| +1.00 |" in to_markdown(comparison([ROWS[0], ROWS[4]]))
+
+
+def test_notes_tell_what_qualifies_the_figures() -> None:
+    rows = [*ROWS, row("variance", 0, 0.9, gradient_evaluations=130)]
+    tuning = {"trials": 9, "seeds": 2, "at_an_end": ["ours"]}
+    told = "\n".join(notes(comparison(rows, tuning=tuning)))
+    assert "More than 2 % off the budget: variance" in told
+    assert "9 trials of 2 runs each" in told
+    assert "an end of the grid for ours" in told
+    assert "not tuned" in "\n".join(notes(comparison(ROWS)))
+
+
+def test_names_are_no_markup() -> None:
+    table = to_markdown(comparison([row("sgd", 0, 0.9), row("sam --opt_args {\"a|b\": '<b>'}", 0, 0.9)]))
+    assert "<b>" not in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_csv_has_a_row_a_run() -> None:
+    read = list(csv.DictReader(io.StringIO(to_csv(ROWS))))
+    assert [float(each["test_accuracy"]) for each in read] == SGD + OURS

@@ -1,0 +1,64 @@
+"""Learning rates are chosen on validation accuracy, over a grid that grows where its best value lies at an end."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folder_for_tests import edit_json, write_run_folder
+from test_comparison import comparison
+
+from rts_hf.comparison import Cell
+from rts_hf.tuning import EXTENSIONS, GRID, search
+
+
+def pretending(accuracy: Callable[[float], float], seen: list[Cell]) -> Callable[[Sequence[Cell]], None]:
+    def run(cells: Sequence[Cell]) -> None:
+        for cell in cells:
+            seen.append(cell)
+            write_run_folder(cell.folder)
+
+            def edit(record: dict[str, Any], rate: float = cell.method.learning_rate or 0.0) -> None:
+                record["metrics"] = {"validation": {"accuracy": accuracy(rate), "loss": 1.0 + rate}, "test": None}
+
+            edit_json(cell.folder / "run.json", edit)
+
+    return run
+
+
+def test_the_best_of_a_grid_around_the_default_is_taken(tmp_path: Path) -> None:
+    plan, seen = comparison(tmp_path / "c", "sgd", "adamw"), list[Cell]()
+    searches = search(plan, pretending(lambda rate: 0.9 - abs(rate - 0.03), seen), seeds=2)
+    assert [method.learning_rate for method in plan.methods] == [
+        0.03,
+        0.03,
+    ]  # adamw's grid grew to it
+    first = [cell.method.learning_rate for cell in seen if cell.method.label == "sgd"][:8]
+    assert sorted(set(first)) == pytest.approx([share * 0.1 for share in GRID])
+    assert not searches[0].at_an_end
+    assert {cell.seed for cell in seen} == {1000, 1001}
+    assert len(seen) == sum(row["runs"] for each in searches for row in each.table())
+
+
+def test_a_grid_grows_at_its_best_end_but_not_for_ever(tmp_path: Path) -> None:
+    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    (found,) = search(plan, pretending(lambda rate: rate, seen), seeds=1, learning_rates=[0.1, 0.3])
+    assert found.rates == pytest.approx([0.1, 0.3, 0.95, 3.0, 9.5])
+    assert len(found.rates) == 2 + EXTENSIONS
+    assert found.at_an_end
+    assert plan.methods[0].learning_rate == 9.5
+    assert [row["chosen"] for row in found.table()] == [False, False, False, False, True]
+
+
+def test_of_equally_accurate_ones_that_with_the_lower_loss(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd")
+    search(plan, pretending(lambda rate: 0.5, []), seeds=1, learning_rates=[0.1, 0.2, 0.3])
+    rate = plan.methods[0].learning_rate
+    assert rate is not None
+    assert rate < 0.1  # the loss falls with it, so the grid grew downwards
+
+
+def test_seeds_of_the_comparison_choose_nothing(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd", seeds=[7, 1000])
+    with pytest.raises(ValueError, match="1000 is one that learning rates are chosen with"):
+        search(plan, pretending(lambda rate: 0.5, []), seeds=1)
