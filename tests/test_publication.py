@@ -141,7 +141,7 @@ def test_what_must_not_be_published_is_found(run: Path, staged: Path, monkeypatc
     [
         ("localhost", "root", "root on localhost, and/or w/o"),
         ("box-of-mine", "it", "of it, in probe/box-of-mine"),  # the repository's own name, and one too short to tell
-        ("box", "jan", "January, boxes, https://example.org/jan/box"),
+        ("box", "jan", "januaries, boxes in a matchbox, https://example.org/jan/box"),
     ],
 )
 def test_everyday_names_and_the_repositorys_own_are_no_finding(
