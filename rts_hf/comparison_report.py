@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rts_hf.comparison_figures import draw_comparison
-from rts_hf.comparison_tables import FORMAT, markdown_rows, notes, run_row, summarise, to_csv, to_markdown
+from rts_hf.comparison_tables import FORMAT, notes, run_row, summarise, table_rows, to_csv, to_markdown
 from rts_hf.files import write_text
 from rts_hf.hub import write_card
 from rts_hf.run_folder import COMPARISON_NAME, read_log, read_record
@@ -73,7 +72,7 @@ def _page(
 ) -> str:
     from jinja2 import Environment
 
-    rows = [_plain(row) for row in markdown_rows(comparison["methods"], comparison["reference"])]
+    rows = table_rows(comparison["methods"], comparison["reference"])
     figures = [
         {"caption": caption, "data": base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()}
         for name, caption in CAPTIONS.items()
@@ -86,18 +85,9 @@ def _page(
             {"cells": list(row.values()), "reference": method["method"] == comparison["reference"]}
             for row, method in zip(rows, comparison["methods"], strict=True)
         ],
-        notes=[_unescaped(note) for note in notes(comparison)],
+        notes=notes(comparison),
         figures=figures,
         command=comparison["command"],
         commands=commands,
         trials=trials,
     )
-
-
-def _plain(row: Mapping[str, str]) -> dict[str, str]:
-    return {_unescaped(name): _unescaped(value) for name, value in row.items()}
-
-
-def _unescaped(markdown: str) -> str:
-    """Return text that was made safe for Markdown as it was, since the page escapes it for HTML itself."""
-    return html.unescape(markdown)

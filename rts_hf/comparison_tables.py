@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -121,16 +121,24 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) 
     return target.getvalue()
 
 
-def markdown_rows(summary: Sequence[Mapping[str, Any]], reference: str) -> list[dict[str, str]]:
-    """Return the table of a summary, each cell as text that is safe in Markdown."""
+def table_rows(
+    summary: Sequence[Mapping[str, Any]], reference: str, shown: Callable[[str], str] = str
+) -> list[dict[str, str]]:
+    """Return the table of a summary, each cell as text by its heading.
+
+    Args:
+        summary: What :func:`summarise` returned.
+        reference: As there.
+        shown: Makes a name safe for where the table is shown.
+    """
     return [
         {
-            "method": text(row["method"]),
+            "method": shown(row["method"]),
             "learning rate": number(row["learning_rate"]),
             "seeds": number(row["seeds"]),
             "test accuracy, %": spread(row["test_accuracy"]),
             "95 % interval": bounds(row["test_accuracy"]),
-            f"points over {text(reference)}": difference(row["difference"]),
+            f"points over {shown(reference)}": difference(row["difference"]),
             "gradient evaluations": f"{row['gradient_evaluations']:,.0f}",
             "updates": number(row["updates"]),
             "seconds": f"{row['seconds']:.0f}",
@@ -161,15 +169,20 @@ def section(comparison: Mapping[str, Any]) -> str:
     """
     if comparison.get("format") != FORMAT:
         raise ValueError(f"comparison.json has format {comparison.get('format')!r}; this version reads {FORMAT}.")
-    rows = markdown_rows(comparison["methods"], comparison["reference"])
+    rows = table_rows(comparison["methods"], comparison["reference"], shown=text)
     lines = [f"| {' | '.join(rows[0])} |", f"| --- |{' ---: |' * (len(rows[0]) - 1)}"]
     lines += [f"| {' | '.join(row.values())} |" for row in rows]
-    return "\n".join([*lines, "", *[f"- {note}" for note in notes(comparison)]])
+    return "\n".join([*lines, "", *[f"- {note}" for note in notes(comparison, shown=text)]])
 
 
-def notes(comparison: Mapping[str, Any]) -> list[str]:
-    """Return what a reader of the table must know, as sentences."""
-    reference = text(comparison["reference"])
+def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> list[str]:
+    """Return what a reader of the table must know, as sentences.
+
+    Args:
+        comparison: What ``comparison.json`` holds.
+        shown: As for :func:`table_rows`.
+    """
+    reference = shown(comparison["reference"])
     budget = f"{number(comparison['gradient_evaluations'])} gradient evaluations a run"
     found = [
         f"Budget: {budget} ({number(comparison['budget'])} passes over the training images); an update takes one, a "
@@ -185,13 +198,13 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
             f"Learning rates were chosen on the validation split: {trials} of {counted(tuning['seeds'], 'run')} each, "
             f"with seeds of their own; all are in trials.csv."
         )
-        ends = [text(name) for name in tuning["at_an_end"]]
+        ends = [shown(name) for name in tuning["at_an_end"]]
         if ends:
             found.append(f"The best learning rate lay at an end of the grid for {', '.join(ends)}.")
     else:
         found.append("Learning rates were not tuned: each is the training command's default, or as given.")
     off = [
-        text(row["method"])
+        shown(row["method"])
         for row in comparison["methods"]
         if abs(row["gradient_evaluations"] / comparison["gradient_evaluations"] - 1) > 0.02
     ]
