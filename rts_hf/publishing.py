@@ -168,11 +168,7 @@ class _Hub:
 
         api = self.api
         api.create_repo(repo_id, private=self.private, exist_ok=True)
-        if self.private and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"private=True, but {repo_id} is there already, and public; make it private in its settings, or "
-                "publish without --private."
-            )
+        self._refuse_public(repo_id)
         refs = api.list_repo_refs(repo_id)
         if revision not in {branch.name for branch in refs.branches}:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -201,13 +197,14 @@ class _Hub:
         return commit.oid, str(commit.commit_url) if commit.oid != head else None
 
     def check_space(self, space_id: str, repo_id: str) -> None:
-        """Raise ValueError where there is a Space that shows something else."""
+        """Raise ValueError where there is a Space that shows something else, or is public where it must not be."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         try:
             there = set(self.api.list_repo_files(space_id, repo_type="space"))
         except RepositoryNotFoundError:
             return
+        self._refuse_public(space_id, repo_type="space")
         if self.overwrite or there <= {"README.md", ".gitattributes"}:
             return
         shown = model_shown(self._read(space_id, "README.md")) if "README.md" in there else None
@@ -232,6 +229,13 @@ class _Hub:
             space_id, operations, commit_message=f"Show {repo_id}", repo_type="space", parent_commit=head
         )
         return f"{api.endpoint}/spaces/{space_id}" if commit.oid != head else None
+
+    def _refuse_public(self, name: str, repo_type: str = "model") -> None:
+        if self.private and not self.api.repo_info(name, repo_type=repo_type).private:
+            raise ValueError(
+                f"private=True, but {name} is there already, and public; make it private in its settings, or publish "
+                "without --private."
+            )
 
     def _read(self, space_id: str, path: str) -> str:
         with tempfile.TemporaryDirectory() as cache:

@@ -106,3 +106,7 @@ def test_the_space_of_a_private_model_is_private(hub_here: Hub, run: Path) -> No
     publish(run, REPO, private=True)
     publish(run, REPO, space=True)
     assert hub_here.store.repos[KEY]["private"]
+    hub_here.store.add(f"spaces/{USER}/open", {"README.md": "---\nsdk: gradio\n---\n"})
+    with pytest.raises(ValueError, match=f"private=True, but {USER}/open is there already, and public"):
+        publish(run, f"{USER}/another", private=True, space=f"{USER}/open")
+    assert f"models/{USER}/another" not in hub_here.store.repos
