@@ -52,9 +52,7 @@ def find_folder(model: str, revision: str | None = None) -> Path:
     if (Path(model) / "config.json").is_file():
         return Path(model)
     try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=["*.json", "*.safetensors", "figures/*"])
-        )
+        return Path(snapshot_download(model, revision=revision, allow_patterns=PATTERNS))
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
             f"model={model!r} is no folder with a config.json, and no repository that can be read; for a private one, "
@@ -87,6 +85,8 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         plain = updates if switch and switch.get("step") is None else switch.get("step") or 0
         some = f"after update {plain:,} of {updates:,}" if plain else "all"
         facts["Perturbed updates"] = some if plain < updates else "none"
+    if (kept := (record.get("best") or {}).get("step")) is not None:
+        facts["Weights"] = f"of update {kept:,}, the best on validation data"
     facts["Gradient evaluations"] = f"{record['gradient_evaluations']:,} in {updates:,} updates"
     for split in ("validation", "test"):
         accuracy = (record["metrics"].get(split) or {}).get("accuracy")

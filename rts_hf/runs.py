@@ -44,7 +44,7 @@ from rts_hf.output_folder import (
 from rts_hf.publishing import check_access, check_name, publish
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
-from rts_hf.run_folder import RECORD_NAME, read_record, write_record
+from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record, write_record
 from rts_hf.settings import settings_of, trajectory_settings
 from rts_hf.trainer import RTSTrainer
 
@@ -139,6 +139,7 @@ def train(
         if trainer.is_world_process_zero():
             clear_folder(training_args)
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / COMPARISON_NAME).unlink(missing_ok=True)  # it is of the run as it was
         record("training")
 
     if trainer.is_world_process_zero():
@@ -167,9 +168,8 @@ def train(
             )
         return interrupted
 
-    splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": data.test}
-    if not measure_test:
-        splits["test"] = None
+    test = data.test if measure_test else None
+    splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": test}
     measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
     metrics = {name: found and found[0] for name, found in measured.items()}
     classes = {name: found[1] for name, found in measured.items() if found and name != "train"}

@@ -62,6 +62,9 @@ def print_commands(settings: dict) -> None:
     if settings["tune"]:
         sys.exit("error: --print_commands cannot choose learning rates; give --opts 'NAME --learning_rate LR' instead.")
     comparison = plan(settings.pop("opts"), **settings)
+    for method in comparison.methods:
+        if method.updates is None:
+            sys.exit(f"error: --print_commands: only pilot runs tell how long {method.label!r} may be; leave it out.")
     for cell in comparison.cells():
         if comparison.job(cell) is not None:
             print(f"{comparison.command(cell)} --output_dir {shlex.quote(str(cell.folder))}")

@@ -12,9 +12,11 @@ import pytest
 from test_comparison import SMALL
 
 from rts_hf.backends import Job, run_job
+from rts_hf.cli import parse_arguments
 from rts_hf.compare import compare
 from rts_hf.hub import render_card
 from rts_hf.run_folder import read_record
+from rts_hf.runs import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
 WORDS = [*SMALL, "--image_size", "8"]
@@ -84,6 +86,9 @@ def test_a_comparison_from_its_command_to_its_page(
     card = render_card(run)
     assert "Compared with other optimizers" in card
     assert next(line for line in table.splitlines() if line.startswith("| rts_pugd")) in card
+    command = [*WORDS, "--opt", "sgd", "--max_steps", "2", "--output_dir", str(run), "--overwrite"]
+    train(*parse_arguments(command))
+    assert "Compared with" not in render_card(run)  # of another run, which has taken its place
 
 
 def test_commands_for_any_scheduler(
@@ -102,6 +107,10 @@ def test_commands_for_any_scheduler(
     capsys.readouterr()
     run_script(monkeypatch, *words, "--print_commands")
     assert capsys.readouterr().out.splitlines() == lines[1:]
+    listens = "rts_pugd --switch gradient_variance"
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--opts", listens, *words, "--print_commands", *WORDS])
+    with pytest.raises(SystemExit, match=f"only pilot runs tell how long '{listens}' may be"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
         run_script(monkeypatch, *words, "--print_commands", "--tune", "1")
 

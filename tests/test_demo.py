@@ -118,6 +118,7 @@ def test_an_image_dropped_in_a_browser_is_classified_above_the_pictures_of_the_t
     switched = record["optimizer"]["switch"]["step"]
     assert 0 < switched < record["updates"]
     assert f"Perturbed updates\tafter update {switched} of {record['updates']}" in seen["text"]
+    assert f"Weights\tof update {record['best']['step']}, the best on validation data" in seen["text"]
     assert f"Test accuracy\t{record['metrics']['test']['accuracy']:.4f} on 40 images" in seen["text"]
 
 
