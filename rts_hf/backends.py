@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -75,7 +76,7 @@ def check_backend_is_there(backend: str) -> None:
 def _with_processes(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | None]]:
     threads = max(1, (os.cpu_count() or 1) // at_once)
     context = multiprocessing.get_context("spawn")  # a forked copy of torch's threads would hang
-    with ProcessPoolExecutor(at_once, mp_context=context, initializer=_share_cores, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(at_once, mp_context=context, initializer=_prepare_worker, initargs=(threads,)) as pool:
         running = {pool.submit(run_job, job): job for job in jobs}
         try:
             for done in as_completed(running):
@@ -108,10 +109,22 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
             yield job, None
 
 
-def _share_cores(threads: int) -> None:
+def _prepare_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that gives out jobs is gone, however it ended, and end this one, which nobody waits for.
+
+    A run that this cuts off goes on from its last checkpoint when the comparison does.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _told(error: BaseException) -> str:

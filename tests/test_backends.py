@@ -1,7 +1,13 @@
 """Jobs run side by side, each with its own log and its own error."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from rts_hf.backends import Job, check_backend_is_there, run_job, run_jobs
@@ -37,6 +43,37 @@ def test_one_job_that_fails_does_not_stop_the_others(backend: str, tmp_path: Pat
     assert "output_dir=" in str(found[jobs[0]])
     assert "Traceback" not in str(found[jobs[0]])
     assert read_record(tmp_path / "run")["status"] == "complete"
+
+
+def test_workers_end_with_whoever_gave_them_work(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from rts_hf import backends\n"
+        "def run(job): job.log.write_text(str(os.getpid())); signal.pause()\n"
+        "backends.run_job = run\n"
+        "if __name__ == '__main__': list(backends.run_jobs([backends.Job((), Path(sys.argv[1]))]))\n"
+    )
+    script, told = tmp_path / "parent.py", tmp_path / "worker.txt"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script), str(told)])
+    worker = int(waited_for(lambda: told.is_file() and told.read_text()))
+    parent.kill()
+    parent.wait()
+    waited_for(lambda: not is_running(worker))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def waited_for(condition: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
 
 
 def test_no_jobs() -> None:
