@@ -32,27 +32,52 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def run(folder: Path, processes: int, **settings: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
-    folder.mkdir()
-    settings = {**COMMON, **settings}
-    if processes == 1:
-        trainer_worker.run(folder, settings)
-    else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        result = subprocess.run(
-            [*launcher, "--master_port", port, str(WORKER), str(folder), json.dumps(settings)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        )
-        # the exit code is not asked: gloo sometimes aborts while the processes end, after all their work
-        assert (folder / "found.json").is_file(), result.stdout + result.stderr
+CLIMBING = {
+    **SWITCHES["from the start"], **ACCUMULATED, "scale_beta_max": 0.7, "momentum": 0.0, "weight_decay": 0.0,
+    "lr_scheduler_type": "constant",
+}  # fmt: skip
+# What two processes train, all in one launch
+PAIRS: dict[str, dict[str, Any]] = {
+    **{name: {**settings, "per_device_train_batch_size": 4} for name, settings in SWITCHES.items()},
+    "sgd": {**SWITCHES["plain"], **ACCUMULATED},
+    "together": {**CLIMBING, "sync_first_pass": True},
+    "alone": {**CLIMBING, "sync_first_pass": False},
+}
+Found = tuple[list[torch.Tensor], dict[str, Any]]
+
+
+def read(folder: Path) -> Found:
     return torch.load(folder / "weights.pt", weights_only=True), json.loads((folder / "found.json").read_text())
+
+
+def run(folder: Path, **settings: Any) -> Found:
+    folder.mkdir()
+    trainer_worker.run(folder, {**COMMON, **settings})
+    return read(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
+    """What two processes trained and sent."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for name in PAIRS:
+        (folder / name).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    result = subprocess.run(
+        [*launcher, str(WORKER), str(folder), json.dumps({name: COMMON | each for name, each in PAIRS.items()})],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    # the exit code is not asked: gloo sometimes aborts while the processes end, after all their work
+    missing = [name for name in PAIRS if not (folder / name / "found.json").is_file()]
+    assert not missing, result.stdout + result.stderr
+    return {name: read(folder / name) for name in PAIRS}
 
 
 def difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
@@ -61,14 +86,16 @@ def difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_batch_accumulation_and_processes_give_the_same_updates(tmp_path: Path, name: str) -> None:
+def test_batch_accumulation_and_processes_give_the_same_updates(
+    tmp_path: Path, pairs: dict[str, Found], name: str
+) -> None:
     settings = SWITCHES[name]
-    whole, found = run(tmp_path / "whole", 1, per_device_train_batch_size=8, **settings)
+    whole, found = run(tmp_path / "whole", per_device_train_batch_size=8, **settings)
     assert found["updates"] == 6
     variants = {
-        "4x2": run(tmp_path / "4x2", 1, per_device_train_batch_size=4, gradient_accumulation_steps=2, **settings),
-        "2x4": run(tmp_path / "2x4", 1, per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings),
-        "2 processes": run(tmp_path / "two", 2, per_device_train_batch_size=4, **settings),
+        "4x2": run(tmp_path / "4x2", per_device_train_batch_size=4, gradient_accumulation_steps=2, **settings),
+        "2x4": run(tmp_path / "2x4", per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings),
+        "2 processes": pairs[name],
     }
     for variant, (weights, other) in variants.items():
         assert difference(weights, whole) <= 1e-5, variant
@@ -79,24 +106,11 @@ def test_batch_accumulation_and_processes_give_the_same_updates(tmp_path: Path, 
         assert found["switched_at"] == 4
 
 
-@pytest.fixture(scope="module")
-def climbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[torch.Tensor], dict[str, Any]]]:
-    """What two processes trained and sent that climb the mean of their gradients, and each its own."""
-    settings = {
-        **SWITCHES["from the start"], **ACCUMULATED, "scale_beta_max": 0.7, "momentum": 0.0, "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("climbed")
-    ways = {"together": True, "alone": False}
-    return {way: run(folder / way, 2, sync_first_pass=is_synced, **settings) for way, is_synced in ways.items()}
-
-
-def test_bytes_sent_between_processes(tmp_path: Path, climbed: dict[str, Any]) -> None:
-    _, sgd = run(tmp_path / "sgd", 2, **SWITCHES["plain"], **ACCUMULATED)
-    twice, once = climbed["together"][1], climbed["alone"][1]
-    assert sgd["bytes"] > 0
-    assert twice["bytes"] / sgd["bytes"] <= 2.04
-    assert once["bytes"] / sgd["bytes"] <= 1.02
+def test_bytes_sent_between_processes(pairs: dict[str, Found]) -> None:
+    sgd, twice, once = (pairs[name][1]["bytes"] for name in ("sgd", "together", "alone"))
+    assert sgd > 0
+    assert twice / sgd <= 2.04
+    assert once / sgd <= 1.02
 
 
 def climbing_alone(lr: float, radius: AlphaSchedule, scale: AlphaSchedule) -> list[torch.Tensor]:
@@ -132,8 +146,8 @@ def climbing_alone(lr: float, radius: AlphaSchedule, scale: AlphaSchedule) -> li
     return params
 
 
-def test_each_process_climbs_its_own_gradient(climbed: dict[str, Any]) -> None:
+def test_each_process_climbs_its_own_gradient(pairs: dict[str, Found]) -> None:
     radius, scale = (AlphaSchedule("cosine_annealing", beta_min=0.0, beta_max=beta) for beta in (0.5, 0.7))
     expected = climbing_alone(COMMON["learning_rate"], radius, scale)
-    assert difference(climbed["alone"][0], expected) <= 1e-6
-    assert difference(climbed["together"][0], expected) > 1e-4
+    assert difference(pairs["alone"][0], expected) <= 1e-6
+    assert difference(pairs["together"][0], expected) > 1e-4

@@ -1,4 +1,4 @@
-"""One run of RTSTrainer, on one process or several: what it trained, and what it sent."""
+"""Runs of RTSTrainer, on one process or several: what they trained, and what they sent."""
 
 from __future__ import annotations
 
@@ -47,4 +47,5 @@ def run(folder: Path, settings: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    for name, settings in json.loads(sys.argv[2]).items():  # of the runs one after the other: imports take longest
+        run(Path(sys.argv[1]) / name, settings)
