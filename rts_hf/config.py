@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from typing import Any
 
 import timm.optim
@@ -15,27 +14,13 @@ from transformers.training_args import OptimizerNames
 from rts_hf.checks import check_best_model, check_effects, check_ranges, check_scheduler, check_together
 from rts_hf.compiling import check_backend
 from rts_hf.noise import check_label_noise
+from rts_hf.optimizer_names import RTS_FIELDS, check_optimizer_name, is_two_pass, stepping_name, timm_name
 from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.splits import check_train_fraction
 from rts_hf.switching import SWITCHES
 
 DEFAULT_MODEL = "resnet_micro_small"
-# The training command's names for optimizers whose names timm cannot look up as they are, or reads otherwise.
-OPTIMIZER_NAMES = {"pugd": "plainpugd"}
-TWO_PASS_OPTIMIZERS = ("rts_pugd", "pugd", "plainpugd", "sam", "asam")
-RTS_FIELDS = (
-    "base",
-    "radius",
-    "radius_beta_min",
-    "radius_beta_max",
-    "scale",
-    "scale_beta_min",
-    "scale_beta_max",
-    "switch",
-    "perturb_every",
-    *(f"switch_{name}" for cls in SWITCHES.values() for name in cls().settings()),
-)
 
 
 @dataclass
@@ -269,7 +254,7 @@ class RTSTrainingArguments(TrainingArguments):
         self.given = {name: value for name, value in given.items() if not name.endswith("_token")}
         self.opt_args = _json_object("opt_args", self.opt_args)
         self.switch_at = _step_or_share(self.switch_at)
-        self._check_optimizer_name()
+        check_optimizer_name(self)
         if self.learning_rate is None:
             self.learning_rate = (
                 1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.1
@@ -301,7 +286,7 @@ class RTSTrainingArguments(TrainingArguments):
 
     def timm_name(self) -> str:
         """Return the name that timm's registry knows the optimizer by."""
-        return OPTIMIZER_NAMES.get(self.opt, self.opt)
+        return timm_name(self.opt)
 
     def optimizer_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for :func:`timm.optim.create_optimizer_v2`, besides the parameters."""
@@ -323,24 +308,6 @@ class RTSTrainingArguments(TrainingArguments):
             **(self.opt_args or {}),  # type: ignore[dict-item]
         }
 
-    def _check_optimizer_name(self) -> None:
-        known = timm.optim.list_optimizers()
-        for argument, name in (("opt", _bare_name(self.opt)), ("base", (self.base or "sgd").lower())):
-            if name not in known:
-                near = [str(match) for match in get_close_matches(name, known, n=3)]
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise ValueError(
-                    f"{argument}={getattr(self, argument)!r} is not an optimizer timm knows.{hint} "
-                    "timm.optim.list_optimizers() lists them."
-                )
-        if not self.is_two_pass:
-            given = [f"{name}={getattr(self, name)!r}" for name in RTS_FIELDS if getattr(self, name) is not None]
-            if given:
-                raise ValueError(
-                    f"{', '.join(given)}: opt={self.opt!r} has no second pass and no such setting; leave it out, or "
-                    f"use one of {', '.join(TWO_PASS_OPTIMIZERS)}."
-                )
-
     def _check_optimizer(self) -> None:
         """Let the optimizer itself refuse its settings, on a parameter of one element."""
         try:
@@ -356,24 +323,6 @@ class RTSTrainingArguments(TrainingArguments):
         if self.is_two_pass:
             check_requests(self)  # again: a file of fsdp_config has been read since
         check_together(self)
-
-
-def is_two_pass(opt: str) -> bool:
-    """Return whether an optimizer of this name takes a second gradient."""
-    return _bare_name(opt) in TWO_PASS_OPTIMIZERS
-
-
-def stepping_name(opt: str, base: str | None) -> str:
-    """Return the name, as timm looks it up, of the optimizer that takes the actual steps.
-
-    >>> stepping_name("rts_pugd", None), stepping_name("lookahead_sam", "adamw"), stepping_name("lion", None)
-    ('sgd', 'adamw', 'lion')
-    """
-    return (base or "sgd" if is_two_pass(opt) else _bare_name(opt)).lower().split("_")[-1]
-
-
-def _bare_name(opt: str) -> str:
-    return opt.lower().removeprefix("lookahead_")
 
 
 def _json_object(name: str, value: dict | str | None) -> dict | None:

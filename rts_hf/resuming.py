@@ -14,15 +14,9 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
-from rts_hf.config import (
-    RTS_FIELDS,
-    DataArguments,
-    ModelArguments,
-    RTSTrainingArguments,
-    is_two_pass,
-    stepping_name,
-)
+from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.files import read_json_object, write_text
+from rts_hf.optimizer_names import RTS_FIELDS, is_two_pass, stepping_name
 from rts_hf.run_folder import STATE_NAME
 
 logger = logging.getLogger(__name__)
@@ -35,8 +29,8 @@ _FREE = frozenset(
     {
         "disable_tqdm", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id", "hub_private_repo",
         "hub_revision", "hub_strategy", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
-        "max_skipped_updates", "output_dir", "override_schedule", "overwrite", "push_to_hub", "report_to",
-        "resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+        "max_skipped_updates", "output_dir", "override_schedule", "overwrite", "push_to_hub",
+        "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor",
     }

@@ -28,7 +28,10 @@ LAYOUT: dict[str, set[str]] = {
     "unwrapping": {"optimizer"},
     "registration": {"optimizer"},
     "checks": set(),
-    "config": {"checks", "compiling", "noise", "parallelism", "schedules", "splits", "switching"},
+    "optimizer_names": {"switching"},
+    "config": {
+        "checks", "compiling", "noise", "optimizer_names", "parallelism", "schedules", "splits", "switching",
+    },
     "settings": {"config"},
     "columns": set(),
     "connection": set(),
@@ -45,7 +48,7 @@ LAYOUT: dict[str, set[str]] = {
     "sums": set(),
     "faults": set(),
     "flow": set(),
-    "resuming": {"config", "files", "run_folder"},
+    "resuming": {"config", "files", "optimizer_names", "run_folder"},
     "draws": set(),
     "resumable": {"config", "draws", "flow", "resuming", "safe_saving", "settings", "sums"},
     "trainer": {
