@@ -32,6 +32,7 @@ LAYOUT: dict[str, set[str]] = {
     "config": {
         "checks", "compiling", "noise", "optimizer_names", "parallelism", "schedules", "splits", "switching",
     },
+    "sharpness": set(),
     "settings": {"config"},
     "columns": set(),
     "connection": set(),
