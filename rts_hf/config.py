@@ -211,6 +211,13 @@ class RTSTrainingArguments(TrainingArguments):
         default=25,
         metadata={"help": "Stop after this many updates in a row whose gradient is NaN or infinite; they are skipped."},
     )
+    measure_sharpness: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure at the end how sharp the minimum is (Hessian eigenvalue, worst loss nearby), on 256 "
+            "training images."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
 
     # Texts and defaults of TrainingArguments that suit image classifiers better

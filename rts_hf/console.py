@@ -97,6 +97,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         f"{'Switch':22}{_switch(record)}",
         f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {_count(record['updates'], 'update')}, "
         f"{_count(record['epochs'], 'epoch')}",
+        *([f"{'Sharpness':22}{_sharpness(record['sharpness'])}"] if record.get("sharpness") else []),
         f"{'Seconds':22}{record['seconds']:.0f}",
         *(
             f"{label:22}{_count(record['faults'][kind], 'time')}"
@@ -107,6 +108,11 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         f"{'Run folder':22}{folder}",
     ]
     return "\n".join(lines)
+
+
+def _sharpness(measured: Mapping[str, Any]) -> str:
+    eigenvalue, increase = (_cell(measured[name], 0, 3) for name in ("hessian_eigenvalue", "worst_case_increase"))
+    return f"Hessian's largest eigenvalue {eigenvalue}, worst loss nearby {increase} higher"
 
 
 def _switch(record: Mapping[str, Any]) -> str:

@@ -8,13 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.resuming import checkpoint_meant, means_last
 from rts_hf.run_folder import RECORD_NAME, STATE_NAME
+
+T = TypeVar("T")
 
 TRAINERS_DEFAULT = "trainer_output"  # what transformers fills in where output_dir is not given
 # What a run writes: found in a folder, they tell that it is taken; nothing else is ever deleted.
@@ -93,7 +95,7 @@ def _numbered(name: str) -> Iterator[Path]:
     return itertools.chain([stem], (stem.with_name(f"{stem.name}-{number}") for number in itertools.count(2)))
 
 
-def on_main_process(training_args: RTSTrainingArguments, look: Callable[[], str | None]) -> str | None:
+def on_main_process(training_args: RTSTrainingArguments, look: Callable[[], T]) -> T:
     """Look on the main process, and return the same on all.
 
     Raises:

@@ -45,6 +45,7 @@ from rts_hf.publishing import check_access, check_name, publish
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record, write_record
+from rts_hf.run_sharpness import measure_run_sharpness
 from rts_hf.settings import settings_of, trajectory_settings
 from rts_hf.trainer import RTSTrainer
 
@@ -126,10 +127,12 @@ def train(
         metrics: dict[str, Any] | None = None,
         classes: dict[str, Any] | None = None,
         remark: str | None = None,
+        sharpness: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         described = describe_run(trainer, data, model_args, data_args, metrics or {}, trainer.seconds, status=status)
         described["model"]["base_model"] = base_model
         described["classes"] = classes or {}
+        described["sharpness"] = sharpness
         described["warnings"] += [remark] if remark else []
         if trainer.is_world_process_zero():
             write_record(folder, described)
@@ -177,7 +180,8 @@ def train(
         remove_drafts(folder)
     trainer.save_model()
     trainer.save_state()
-    complete = record("complete", metrics, classes)
+    sharpness, reason = on_main_process(training_args, lambda: _sharpness(trainer, data))
+    complete = record("complete", metrics, classes, reason, sharpness)
     if trainer.is_world_process_zero():
         draw_run_figures(folder)
         write_card(folder)
@@ -351,6 +355,15 @@ def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[
     measured = (output.metrics or {}).items()
     metrics = {key.removeprefix(f"{name}_"): value for key, value in measured if not key.endswith(unwanted)}
     return metrics, class_counts(output.predictions, output.label_ids, trainer.model.config.num_labels)  # type: ignore[union-attr, arg-type]
+
+
+def _sharpness(trainer: RTSTrainer, data: DataBundle) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the sharpness of the weights that are kept, in their own precision, and why there is none."""
+    if not trainer.args.measure_sharpness:
+        return None, None
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    images = data.train.without_augmentation()
+    return measure_run_sharpness(model, images, image_size=data.image_size, device=trainer.args.device)
 
 
 def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArguments) -> str:

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 RESUME = ["--resume_from_checkpoint", "last"]
 _COMMON = """
     --use_cpu --max_train_samples 120 --max_eval_samples 40 --num_train_epochs 3 --output_dir run
-    --per_device_train_batch_size {}
+    --per_device_train_batch_size {} --measure_sharpness {}
 """
 # 24 updates in 3 epochs of 8, with the images cropped at random: the images of a micro-batch on all processes together,
 # and further arguments
@@ -52,7 +52,8 @@ SETTINGS = {
 def words_of(setting: str, processes: int = 1, *more: str) -> list[str]:
     """Return the arguments of a run: the same number of updates on one process and on several."""
     batch, words = SETTINGS[setting]
-    return [*_COMMON.format(batch // processes).split(), *words.split(), *more]
+    sharpness = setting == "gap"  # more work than the training itself
+    return [*_COMMON.format(batch // processes, sharpness).split(), *words.split(), *more]
 
 
 # What tells the time, or in how many commands the run was made

@@ -33,6 +33,7 @@ LAYOUT: dict[str, set[str]] = {
         "checks", "compiling", "noise", "optimizer_names", "parallelism", "schedules", "splits", "switching",
     },
     "sharpness": set(),
+    "run_sharpness": {"sharpness"},
     "settings": {"config"},
     "columns": set(),
     "connection": set(),
@@ -70,7 +71,8 @@ LAYOUT: dict[str, set[str]] = {
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
         "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
-        "output_folder", "publishing", "record", "resuming", "run_folder", "settings", "trainer",
+        "output_folder", "publishing", "record", "resuming", "run_folder", "run_sharpness", "settings",
+        "trainer",
     },
     "cli": {"config"},
     "backends": {"cli", "runs"},

@@ -83,9 +83,11 @@ def test_a_resumed_run_is_the_whole_one_and_a_finished_one_is_left_alone(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(interrupted[0], folder)
-    whole = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "whole"))
-    resumed = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, resume_from_checkpoint="last"))
+    whole = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "whole", measure_sharpness=True))
+    resume = {"resume_from_checkpoint": "last", "measure_sharpness": True}  # which the first command had not asked for
+    resumed = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **resume))
     differing = {key for key in whole if whole[key] != resumed[key]}
+    assert whole["sharpness"]["hessian_eigenvalue"] > 0
     assert differing <= {"seconds", "resumed_at"}
     assert resumed["resumed_at"] == [7]
     assert resumed["seconds"] > interrupted[1]["seconds"]
@@ -103,7 +105,7 @@ def test_a_resumed_run_is_the_whole_one_and_a_finished_one_is_left_alone(
     assert "resumed after update 7" in (folder / "README.md").read_text()
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    again = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, resume_from_checkpoint="last"))
+    again = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **resume))
     assert again == resumed
     assert "is already finished, after 15 updates" in capsys.readouterr().out
     assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
