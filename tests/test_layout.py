@@ -34,6 +34,7 @@ LAYOUT: dict[str, set[str]] = {
     },
     "sharpness": set(),
     "run_sharpness": {"sharpness"},
+    "landscape": set(),
     "settings": {"config"},
     "columns": set(),
     "connection": set(),
