@@ -75,10 +75,22 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
             figure = Figure(figsize=(8.0, height), layout="constrained")
             figure.suptitle(run.title(), fontsize=11, color=INK)
             draw(figure, run)
-            # The date and the drawing library's version would change the bytes of an unchanged picture.
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                paths.append(folder / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+            paths += save_figure(figure, folder / name)
+    return paths
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG and return their paths; the same figure gives the same bytes.
+
+    Args:
+        figure: Drawn, and to be saved, under :data:`STYLE`.
+        path: Of both, without a suffix.
+    """
+    paths = []
+    # The date and the drawing library's version would change the bytes of an unchanged picture.
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        paths.append(path.with_name(f"{path.name}.{suffix}"))
+        figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
     return paths
 
 

@@ -1,0 +1,78 @@
+"""All pictures that compare some runs, in one folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rts_hf.figures_of_runs import (
+    History,
+    draw_figure,
+    draw_histories,
+    draw_lines,
+    draw_strategies,
+    draw_surface,
+    limits_of_surfaces,
+    names_of_runs,
+)
+
+
+def draw_pictures(
+    runs: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    landscape: bool = False,
+    points: int = 21,
+    span: float = 1.0,
+    images: int = 512,
+    seed: int = 0,
+    disable_tqdm: bool = False,
+) -> list[Path]:
+    """Draw pictures of several runs from their folders and return their paths, PNG and SVG of each.
+
+    ``histories`` and ``strategies``; with ``landscape`` also ``surface-<run>`` of each run and, of two or more,
+    ``lines`` from the first one's weights to the others'. What was measured for them stays beside them as .npz files,
+    from which the same call goes on, or draws again.
+
+    Args:
+        runs: Their folders, at least one; ``landscape`` needs the weights too.
+        output_dir: Made if it does not exist.
+        landscape: Whether to measure surfaces and lines, which takes minutes.
+        points, span, seed: Of a surface, as for :func:`rts_hf.landscape.loss_surface`.
+        images: Training images that a point is measured on, at most.
+        disable_tqdm: Show no progress bars.
+
+    Raises:
+        FileNotFoundError: If a folder holds no run, or no weights.
+        ValueError: If an argument is outside its range, runs bear the same name, their data is not there any more, or
+            a file holds what was measured with other settings.
+    """
+    names = names_of_runs(runs)
+    histories = [History.read(run, name) for run, name in zip(runs, names, strict=True)]
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = draw_figure(folder / "histories", partial(draw_histories, histories=histories), height=4.2)
+    paths += draw_figure(folder / "strategies", draw_strategies, height=4.8)
+    if not landscape:
+        return paths
+    # needs torch and transformers, which take seconds to import
+    from rts_hf.landscapes_of_runs import lines_of_runs, surface_of_run
+
+    files = [re.sub(r"[^\w.-]", "_", name) for name in names]
+    common: dict[str, Any] = {"images": images, "progress": not disable_tqdm}
+    surfaces = [
+        surface_of_run(run, folder / f"surface-{file}.npz", points=points, span=span, seed=seed, **common)
+        for run, file in zip(runs, files, strict=True)
+    ]
+    limits = limits_of_surfaces([surface.loss for surface in surfaces])
+    for name, file, surface in zip(names, files, surfaces, strict=True):
+        draw = partial(draw_surface, name=name, x=surface.x, y=surface.y, loss=surface.loss, limits=limits)
+        paths += draw_figure(folder / f"surface-{file}", draw, height=3.9)
+    if len(runs) > 1:
+        kept = [folder / f"line-{files[0]}-{file}.npz" for file in files[1:]]
+        lines = dict(zip(names[1:], lines_of_runs(runs, kept, **common), strict=True))
+        paths += draw_figure(folder / "lines", partial(draw_lines, first=names[0], lines=lines), height=3.9)
+    return paths
