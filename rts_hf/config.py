@@ -214,7 +214,7 @@ class RTSTrainingArguments(TrainingArguments):
     measure_sharpness: bool = field(
         default=True,
         metadata={
-            "help": "Measure at the end how sharp the minimum is (Hessian eigenvalue, worst loss nearby), on 256 "
+            "help": "Measure at the end how sharp the minimum is (Hessian eigenvalue, worst loss nearby), on 128 "
             "training images."
         },
     )

@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from rts_hf.sharpness import hessian_eigenvalue, worst_case_increase
 
-# Fixed, so that figures of different runs on the same data can be compared. On the digits they cost about two seconds.
-IMAGES = 256
-ITERATIONS, TOLERANCE = 8, 0.02
+# Fixed, so that figures of different runs on the same data can be compared. On the digits they cost one to two seconds.
+IMAGES = 128
+ITERATIONS, TOLERANCE = 6, 0.02
 RADIUS, BALL, STEPS = 0.2, "adaptive", 4
 SEED = 0
 BATCH_IMAGES, BATCH_PIXELS = 128, 2**20  # at most: second derivatives take several times the memory of a gradient
@@ -32,7 +32,7 @@ def measure_run_sharpness(
 
     Args:
         model: The classifier, not wrapped, on ``device``.
-        train: Training images without augmentation, with the labels they were trained on; at most 256 of them are
+        train: Training images without augmentation, with the labels they were trained on; at most 128 of them are
             used, evenly over the data set.
         image_size: Their side in pixels.
         device: Where the model is.
