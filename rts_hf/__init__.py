@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from rts_hf.faults import TrainingFault
     from rts_hf.models import build_model
     from rts_hf.publishing import publish
+    from rts_hf.recipe import Recipe
+    from rts_hf.recipes import RECIPES, recipe_arguments
     from rts_hf.runs import train
     from rts_hf.trainer import RTSTrainer
 
 __all__ = [
+    "RECIPES",
     "RTSPUGD",
     "SMALL_IMAGE_VARIANTS",
     "AlphaSchedule",
@@ -35,12 +38,14 @@ __all__ = [
     "RTSTrainer",
     "RTSTrainingArguments",
     "RandomState",
+    "Recipe",
     "TrainingFault",
     "build_model",
     "collate",
     "keep_buffers",
     "load_data",
     "publish",
+    "recipe_arguments",
     "train",
     "unwrap_optimizer",
 ]
@@ -51,13 +56,16 @@ __version__ = "0.1.0"
 _LATE = {
     "DataArguments": "config",
     "ModelArguments": "config",
+    "RECIPES": "recipes",
     "RTSTrainer": "trainer",
     "RTSTrainingArguments": "config",
+    "Recipe": "recipe",
     "TrainingFault": "faults",
     "build_model": "models",
     "collate": "data",
     "load_data": "data",
     "publish": "publishing",
+    "recipe_arguments": "recipes",
     "train": "runs",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
+from rts_hf.recipes import find_recipe, recipes_table
 
 _READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 # Arguments of transformers' Trainer that people who train classifiers ask for; --help_all shows the others.
@@ -57,8 +58,8 @@ def parse_arguments(
 ) -> tuple[ModelArguments, DataArguments, RTSTrainingArguments]:
     """Return the arguments that a command line gives; it may begin with a YAML or JSON file of settings.
 
-    Without ``output_dir``, the run goes to the first free folder of ``runs/<dataset>-<model>-<opt>``, ``...-2``, ...
-
+    A ``recipe`` fills in what neither the words nor that file say. Without ``output_dir``, the run goes to the first
+    free folder of ``runs/<dataset>-<model>-<opt>``, ``...-2``, ...
     >>> model, data, training = parse_arguments(["--opt", "sam", "--dataset", "cifar10", "--output_dir", "out"])
     >>> (training.opt, data.dataset, training.output_dir)
     ('sam', 'cifar10', 'out')
@@ -75,12 +76,17 @@ def parse_arguments(
         types, description=description, formatter_class=_HelpFormatter, allow_abbrev=False, usage="%(prog)s [arguments]"
     )
     parser.add_argument("--help_all", action="help", help="Show the other arguments of transformers' Trainer too.")
+    parser.add_argument(
+        "--list_recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
+        help="Show the recipes and their figures.",
+    )  # fmt: skip
     if "--help_all" not in words:
         _hide_unusual(parser)
     _group_optimizer(parser)
     words = list(words)
-    if words and Path(words[0]).suffix in _READERS:
-        _take_defaults(parser, Path(words.pop(0)))
+    settings = _read_settings(parser, Path(words.pop(0))) if words and Path(words[0]).suffix in _READERS else {}
+    parser.set_defaults(**settings)
+    _take_recipe(parser, words, settings)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=words, return_remaining_strings=True, look_for_args_file=False
     )
@@ -89,8 +95,8 @@ def parse_arguments(
     return model_args, data_args, training_args
 
 
-def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Make a file's settings the defaults, so that the rest of the command line goes before them."""
+def _read_settings(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    """Return a file's settings by name, as the command line would have read them."""
     try:
         settings = _READERS[path.suffix](path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, yaml.YAMLError) as error:
@@ -99,7 +105,19 @@ def _take_defaults(parser: argparse.ArgumentParser, path: Path) -> None:
         raise ValueError(f"settings file {str(path)!r} must hold names and values, as in 'opt: rts_pugd'.")
     actions = {action.dest: action for action in parser._actions}
     _refuse_unknown(parser, [f"--{name}" for name in settings if name not in actions], f"setting in {path}")
-    parser.set_defaults(**{name: _checked(actions[name], value, path) for name, value in settings.items()})
+    return {name: _checked(actions[name], value, path) for name, value in settings.items()}
+
+
+def _take_recipe(parser: argparse.ArgumentParser, words: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Make the settings of a recipe that is named the defaults of all that neither a file's settings nor words give."""
+    if settings.get("recipe") is None and not any(word.split("=")[0] == "--recipe" for word in words):
+        return
+    unset = object()
+    namespace = argparse.Namespace(**{action.dest: unset for action in parser._actions})
+    given, _ = parser.parse_known_args(words, namespace)
+    values = {**settings, **{name: value for name, value in vars(given).items() if value is not unset}}
+    if values.get("recipe") is not None:
+        parser.set_defaults(**find_recipe(values["recipe"]).defaults(values))
 
 
 def _checked(action: argparse.Action, value: Any, path: Path) -> Any:
@@ -137,12 +155,13 @@ def _refuse_unknown(parser: argparse.ArgumentParser, words: list[str], kind: str
 
 
 def _group_optimizer(parser: argparse.ArgumentParser) -> None:
-    """Show the optimizer's own arguments in a group of their own, before the Trainer's."""
-    own = set(RTSTrainingArguments.__annotations__) - {f.name for f in fields(TrainingArguments)}
+    """Show the optimizer's own arguments in a group of their own, before the Trainer's, and recipes before all."""
+    own = set(RTSTrainingArguments.__annotations__) - {f.name for f in fields(TrainingArguments)} - {"recipe"}
     training = next(group for group in parser._action_groups if group.title == "training")
     optimizer = parser.add_argument_group("optimizer")
     optimizer._group_actions += [action for action in training._group_actions if action.dest in own]
-    training._group_actions = [action for action in training._group_actions if action.dest not in own]
+    parser._optionals._group_actions += [action for action in training._group_actions if action.dest == "recipe"]
+    training._group_actions = [action for action in training._group_actions if action.dest not in {*own, "recipe"}]
     parser._action_groups.remove(optimizer)
     parser._action_groups.insert(parser._action_groups.index(training), optimizer)
 
@@ -152,6 +171,14 @@ def _hide_unusual(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.dest in inherited or any(option.startswith("--no_") for option in action.option_strings):
             action.help = argparse.SUPPRESS
+
+
+class _ListRecipes(argparse.Action):
+    """Shows the recipes and leaves, as ``--help`` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(recipes_table())
+        parser.exit()
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

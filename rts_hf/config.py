@@ -145,6 +145,7 @@ class RTSTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training"
 
+    recipe: str | None = field(default=None, metadata={"help": "Settings for what is not given; see --list_recipes."})
     opt: str = field(
         default="rts_pugd",
         metadata={"help": "rts_pugd, pugd (plain, from the first step), sam, asam, or any optimizer timm knows."},
@@ -180,9 +181,7 @@ class RTSTrainingArguments(TrainingArguments):
     switch_at: str | None = field(
         default=None, metadata={"help": "fixed: a step (e.g. 100), or a share of the run (e.g. 0.8; 1.0 is never)."}
     )
-    perturb_every: int | None = field(
-        default=None, metadata={"help": "Perturb one step in this many after the switch."}
-    )
+    perturb_every: int | None = field(default=None, metadata={"help": "Perturb one step in so many after the switch."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of optimizers that have one."})
     opt_args: dict | str | None = field(
         default=None, metadata={"help": "Further arguments of the optimizer as JSON, e.g. '{\"nesterov\": false}'."}

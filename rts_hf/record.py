@@ -15,6 +15,8 @@ import torch
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.data import DataBundle
 from rts_hf.models import needs_rts_hf, plain_name
+from rts_hf.recipes import find_recipe
+from rts_hf.resuming import FREE_SETTINGS
 from rts_hf.run_folder import FORMAT
 from rts_hf.settings import settings_of
 from rts_hf.trainer import RTSTrainer
@@ -58,6 +60,7 @@ def describe_run(
                 "data": settings_of(data_args),
                 "training": settings_of(args),
             },
+            "recipe": describe_recipe(model_args, data_args, args),
             "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
             "seed": args.seed,
             "hardware": {
@@ -142,6 +145,24 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
     }
 
 
+def describe_recipe(
+    model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments
+) -> dict[str, Any] | None:
+    """Return the recipe of a run with its figures, and by which arguments the run is not it; None without a recipe."""
+    if args.recipe is None:
+        return None
+    recipe = find_recipe(args.recipe)
+    changed = {
+        name for arguments in (model_args, data_args, args) for name in settings_of(arguments, only_changed=True)
+    }
+    differs_in = recipe.differences(_present(model_args, data_args, args), changed - FREE_SETTINGS)
+    return recipe.facts([*differs_in, "processes"] if args.world_size > 1 else differs_in)
+
+
+def _present(*arguments: Any) -> dict[str, Any]:
+    return {name: value for group in arguments for name, value in settings_of(group).items()}
+
+
 def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> str:
     """Return the command that runs this again: what, on what, with what, every other argument that is not at its
     default, and no token."""
@@ -152,7 +173,13 @@ def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTS
         words[2:2] = ["--num_processes", str(args.world_size)]
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}
     changed = [settings_of(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
-    for name, value in {**always, **changed[0], **changed[1], **changed[2]}.items():
+    told = {**always, **changed[0], **changed[1], **changed[2]}
+    if args.recipe is not None:
+        recipe, present = find_recipe(args.recipe), _present(model_args, data_args, args)
+        told |= {name: present[name] for name in recipe.differences(present, ()) if present[name] is not None}
+        if any(present[name] != value for name, value in recipe.defaults(told).items()):
+            del told["recipe"]  # it would fill in what this run left out, and a command line cannot say so
+    for name, value in told.items():
         if value is None:
             continue  # a command line cannot say None, and where it is not the default it came from one
         words.append(f"--{name}")

@@ -25,12 +25,13 @@ MARKER_NAME = "checkpoint_complete.json"  # lists the files once all are there, 
 STATE_KEY = "RTSTrainer"  # the trainer's own entries in trainer_state.json, beside the callbacks'
 
 # Training arguments that may change from one command of a run to the next: they leave the weights alone.
-_FREE = frozenset(
+FREE_SETTINGS = frozenset(
     {
         "disable_tqdm", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id", "hub_private_repo",
         "hub_revision", "hub_strategy", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
         "max_skipped_updates", "measure_sharpness", "output_dir", "override_schedule", "overwrite", "push_to_hub",
-        "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
+        "recipe", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit",
+        "use_cpu",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor",
     }
@@ -226,7 +227,7 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
     if "training" not in kept or "training" not in arguments:
         return None
     then, now = dict(kept["training"]), dict(arguments["training"])
-    changed = _differences(then, now, leave_out=_FREE)
+    changed = _differences(then, now, leave_out=FREE_SETTINGS)
     before, after = (stepping_name(training["opt"], training.get("base")) for training in (then, now))
     if before != after:
         raise ValueError(

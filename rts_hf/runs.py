@@ -42,6 +42,7 @@ from rts_hf.output_folder import (
     remove_drafts,
 )
 from rts_hf.publishing import check_access, check_name, publish
+from rts_hf.recipes import find_recipe
 from rts_hf.record import describe_run
 from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record, write_record
@@ -267,6 +268,8 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
 
 def _check_command(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:
     """Refuse what the training command cannot do, or would do otherwise than it reads."""
+    if training_args.recipe is not None:
+        find_recipe(training_args.recipe)
     if training_args.overwrite and training_args.output_dir == TRAINERS_DEFAULT:
         raise ValueError("overwrite=True needs output_dir: without one, a run goes to a folder that is free.")
     if training_args.fp16 and training_args.device.type == "cpu":
