@@ -94,6 +94,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
             lines.append(f"{split:12}{images:8d}{_cell(metrics['loss'], 10)}{_cell(metrics['accuracy'], 10)}")
     lines += [
         "",
+        *_recipe(record),
         f"{'Switch':22}{_switch(record)}",
         f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {_count(record['updates'], 'update')}, "
         f"{_count(record['epochs'], 'epoch')}",
@@ -113,6 +114,32 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
 def _sharpness(measured: Mapping[str, Any]) -> str:
     eigenvalue, increase = (_cell(measured[name], 0, 3) for name in ("hessian_eigenvalue", "worst_case_increase"))
     return f"Hessian's largest eigenvalue {eigenvalue}, worst loss nearby {increase} higher"
+
+
+def _recipe(record: Mapping[str, Any]) -> list[str]:
+    """Return what was recorded and measured with the recipe of a run, beside what the run itself measured."""
+    recipe = record.get("recipe")
+    if not recipe:
+        return []
+    changes = f", but for {', '.join(recipe['differs_in'])}" if recipe["differs_in"] else ""
+    lines = [f"{'Recipe':22}{recipe['name']}{changes}"]
+    recorded, measured = recipe["recorded"], recipe["measured"]
+    if recorded:
+        lines.append(
+            f"{'Recorded':22}{recorded['best']:.4f} at best, {recorded['final']:.4f} at the end: the authors' test "
+            f"accuracy of {recorded['model']}, {_count(recorded['epochs'], 'epoch')}"
+        )
+    if measured:
+        seeds, interval = measured["seeds"], measured["interval"]
+        spread = "" if interval is None else f" ± {interval:.4f}"
+        runs = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of {len(seeds)} seeds"
+        lines.append(f"{'Measured before':22}{measured['accuracy']:.4f}{spread}: test accuracy, {runs}")
+    accuracy = (record["metrics"].get("test") or {}).get("accuracy")
+    model = f"{record['model']['architecture']}, {_count(record['epochs'], 'epoch')}, seed {record['seed']}"
+    lines.append(f"{'Measured here':22}{_cell(accuracy, 0)}: test accuracy of {model}")
+    if recipe["caveats"]:
+        lines.append(f"{'Caveats':22}the card tells what to know before these are compared")
+    return [*lines, ""]
 
 
 def _switch(record: Mapping[str, Any]) -> str:

@@ -60,6 +60,27 @@ def test_summary_without_a_switch(switch: dict | None, words: str) -> None:
     assert "test " not in text
 
 
+def test_summary_tells_measured_beside_recorded() -> None:
+    recorded = {"model": "a model", "epochs": 400, "best": 0.9419, "final": 0.93, "baseline": None}
+    measured = {"accuracy": 0.95, "seeds": [1, 2, 3], "interval": 0.0125}
+    recipe = {"name": "mine", "recorded": recorded, "measured": measured, "caveats": ["One."], "differs_in": ["opt"]}
+    record = {**RECORD, "model": {"architecture": "resnet18_small"}, "seed": 7, "recipe": recipe}
+    text = summary(record, "runs/mine")
+    assert "Recipe                mine, but for opt\n" in text
+    assert (
+        "Recorded              0.9419 at best, 0.9300 at the end: the authors' test accuracy of a model, 400 epochs"
+        in text
+    )
+    assert "Measured before       0.9500 ± 0.0125: test accuracy, mean of 3 seeds\n" in text
+    assert "Measured here         0.9750: test accuracy of resnet18_small, 30 epochs, seed 7\n" in text
+    assert "Caveats               the card" in text
+    bare = {"name": "mine", "recorded": None, "measured": None, "caveats": [], "differs_in": []}
+    text = summary({**record, "recipe": bare, "metrics": {**RECORD["metrics"], "test": None}}, "runs/mine")
+    assert "Recipe                mine\nMeasured here         –: test accuracy" in text
+    assert not any(word in text for word in ("Recorded", "before", "Caveats"))
+    assert summary({**RECORD, "recipe": None}, "runs/mine") == summary(RECORD, "runs/mine")
+
+
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     state = TrainerState(is_world_process_zero=True, max_steps=4, global_step=2, epoch=1.0)
     weight = torch.nn.Parameter(torch.ones(1))

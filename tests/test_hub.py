@@ -277,3 +277,30 @@ def test_committed_cards_are_what_their_records_render(folder: Path) -> None:
 
 def test_there_are_committed_cards() -> None:
     assert CARDS
+
+
+def test_a_card_tells_the_recipe_and_escapes_it(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    plain = render_card(folder)
+    recipe = {
+        "name": "mine",
+        "recorded": None,
+        "measured": {"accuracy": 0.95, "seeds": [1, 2], "interval": 0.0125},
+        "caveats": ["A *caveat*."],
+        "differs_in": ["opt", "seed"],
+    }
+    edit_json(folder / "run.json", lambda record: record.update(recipe=recipe))
+    card = render_card(folder)
+    assert (
+        "Recipe: **mine**, with which a test accuracy of 0.9500 ± 0.0125 was measured before (seeds 1, 2); this run: "
+        in card
+    )
+    assert "The run differs from the recipe in opt, seed.\n\n- A &#42;caveat&#42;.\n" in card
+    edit_json(
+        folder / "run.json",
+        lambda record: record.update(recipe={**recipe, "measured": None, "caveats": [], "differs_in": []}),
+    )
+    assert "\n\nRecipe: **mine**; this run: " in render_card(folder)
+    assert "\n\n\n" not in render_card(folder)
+    edit_json(folder / "run.json", lambda record: record.update(recipe=None))
+    assert render_card(folder) == plain

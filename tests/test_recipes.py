@@ -299,5 +299,43 @@ def test_every_recipe_trains_with_its_real_backbone(name: str, data_folders: dic
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_a_run_tells_measured_beside_recorded(
+    data_folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    words = ["--recipe", "cifar10_radius", "--dataset", data_folders["cifar10"], "--model", "test_resnet", *DRY]
+    record = train(*parse_arguments([*words, "--output_dir", str(folder), "--cache_dir", data_folders["cache"]]))
+    accuracy = f"{record['metrics']['test']['accuracy']:.4f}"
+    names = ["dataset", "max_eval_samples", "max_steps", "model", "per_device_train_batch_size", "validation_fraction"]
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"] == {
+        "name": "cifar10_radius",
+        "recorded": {
+            "model": "UPANets (16 filters, 1 block)",
+            "epochs": 400,
+            "best": 0.9419,
+            "final": 0.9413,
+            "baseline": 0.9353,
+        },
+        "measured": None,
+        "caveats": [*RECIPES["cifar10_radius"].caveats],
+        "differs_in": names,
+    }
+    shown = capsys.readouterr().out
+    assert f"Recipe                cifar10_radius, but for {', '.join(names)}" in shown
+    assert "Recorded              0.9419 at best, 0.9413 at the end: the authors' test accuracy of UPANets" in shown
+    assert f"Measured here         {accuracy}: test accuracy of test_resnet_small" in shown
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert (
+        "Recipe: **cifar10_radius**, for which the method's authors recorded a test accuracy of 0.9419 at best" in card
+    )
+    assert (
+        "0.9413 at the end (UPANets (16 filters, 1 block), 400 epochs; 0.9353 at best with plain PUGD); this run: "
+        in card
+    )
+    assert f"this run: {accuracy}. The run differs from the recipe in {', '.join(names)}." in card
+    assert "- UPANets is not in timm" in card
+    assert "…" not in card[card.index("Recipe:") : card.index("## Data")]
+
+
 def test_a_run_without_a_recipe_tells_none(tmp_path: Path) -> None:
     assert describe_recipe(ModelArguments(), DataArguments(), RTSTrainingArguments(output_dir=str(tmp_path))) is None
