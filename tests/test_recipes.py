@@ -139,6 +139,20 @@ def test_digits_is_the_default_run_whose_card_is_here() -> None:
     assert settings["num_train_epochs"] == record["epochs"]
 
 
+def test_the_readmes_table_is_that_of_the_recipes() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if line.startswith("| `cifar10")]
+    assert rows == [readme_row(RECIPES[name]) for name in RECORDED]
+
+
+def readme_row(recipe: Any) -> str:
+    recorded = recipe.recorded
+    words = recipe.in_words().removesuffix(", perturbed from the first update")
+    baseline = "–" if recorded.baseline is None else f"{recorded.baseline:.4f}"
+    cells = [f"`{recipe.name}`", words, recorded.epochs, f"{recorded.best:.4f}", f"{recorded.final:.4f}", baseline]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 # ---- By name ----
 
 
