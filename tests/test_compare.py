@@ -19,7 +19,7 @@ from rts_hf.run_folder import read_record
 from rts_hf.runs import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compare.py"
-WORDS = [*SMALL, "--image_size", "8"]
+WORDS = [*SMALL, "--image_size", "8", "--measure_sharpness", "false"]
 OPTS = ["sgd", "rts_pugd --switch_at 0.5"]
 
 

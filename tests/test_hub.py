@@ -13,7 +13,7 @@ import torch
 from cards_for_tests import change, metadata
 from huggingface_hub import ModelCard
 from PIL import Image
-from run_folder_for_tests import KINDS, write_run_folder
+from run_folder_for_tests import KINDS, edit_json, write_run_folder
 
 from rts_hf.hub import FIGURES, render_card, write_card
 
