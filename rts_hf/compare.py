@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from rts_hf.backends import check_backend_is_there
-from rts_hf.comparison import Comparison, make_runs, parse_method
+from rts_hf.comparison import Comparison, make_runs, parse_method, parse_recipe
 from rts_hf.comparison_report import write_report
 from rts_hf.tuning import Search, check_optuna_is_there, search
 
 
 def compare(
-    opts: Sequence[str],
+    opts: Sequence[str] = (),
     *,
+    recipes: Sequence[str] = (),
     seeds: int = 5,
     first_seed: int = 0,
     budget: float = 30.0,
@@ -36,6 +37,7 @@ def compare(
     Args:
         opts: Optimizers, each with options of the training command that are its own: ``"rts_pugd --switch_at 0.9"``.
             Differences are taken to ``"sgd"``, or without it to the first.
+        recipes: Recipes, each with options of its own, as ``opts``; their data, model and batch must be the others'.
         seeds: Runs of each method, at least 1.
         first_seed: Of them; the others follow.
         budget: Gradient evaluations of a run, in passes over the training images, greater than 0.
@@ -54,8 +56,8 @@ def compare(
         RuntimeError: If runs failed, after all the others were made.
     """
     comparison = plan(
-        opts, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words, tune=tune,
-        learning_rates=learning_rates, jobs=jobs, backend=backend,
+        opts, recipes=recipes, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words,
+        tune=tune, learning_rates=learning_rates, jobs=jobs, backend=backend,
     )  # fmt: skip
     make = functools.partial(make_runs, comparison, at_once=jobs, backend=backend, tell=tell)
     blind = functools.partial(make, measure_test=False)
@@ -82,6 +84,7 @@ def compare(
 def plan(
     opts: Sequence[str],
     *,
+    recipes: Sequence[str] = (),
     seeds: int,
     first_seed: int,
     budget: float,
@@ -108,11 +111,11 @@ def plan(
     check_backend_is_there(backend)
     if tune:
         check_optuna_is_there(tune)
-    methods = [parse_method(text) for text in opts]
+    methods = [*(parse_method(text) for text in opts), *(parse_recipe(text) for text in recipes)]
     if tune:
         for method in methods:
             if any(word.split("=")[0] == "--learning_rate" for word in (*method.words, *words)):
-                raise ValueError(f"opts: {method.label!r} has a learning rate, and tune={tune} would choose another.")
+                raise ValueError(f"{method.label!r} has a learning rate, and tune={tune} would choose another.")
     return Comparison(
         methods, seeds=range(first_seed, first_seed + seeds), budget=budget, output_dir=output_dir, words=words
     )

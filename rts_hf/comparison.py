@@ -16,6 +16,7 @@ from rts_hf.budget import updates_for_share, updates_within
 from rts_hf.cli import parse_arguments
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.files import read_json_object, write_text
+from rts_hf.recipes import find_recipe
 from rts_hf.record import command_line
 from rts_hf.resuming import last_checkpoint
 from rts_hf.run_folder import RECORD_NAME, read_record
@@ -34,7 +35,7 @@ _OWN = (
 
 @dataclass(frozen=True)
 class Method:
-    """One optimizer with its settings.
+    """One optimizer, or recipe, with its settings.
 
     Args:
         label: What tables call it.
@@ -67,6 +68,22 @@ def parse_method(text: str) -> Method:
     if not words or words[0].startswith("-"):
         raise ValueError(f"opts: {text!r} must begin with an optimizer's name, as in 'rts_pugd --switch_at 0.9'.")
     return Method(" ".join(words), ("--opt", *words))
+
+
+def parse_recipe(text: str) -> Method:
+    """Return the method that a recipe is, with the options that it goes with, if any.
+
+    >>> parse_recipe("cifar10_pugd --weight_decay 1e-3").words
+    ('--recipe', 'cifar10_pugd', '--weight_decay', '1e-3')
+
+    Raises:
+        ValueError: If the text does not begin with a recipe's name.
+    """
+    words = shlex.split(text)
+    if not words or words[0].startswith("-"):
+        raise ValueError(f"recipes: {text!r} must begin with a recipe's name; --list_recipes of train.py has them all.")
+    find_recipe(words[0])
+    return Method(" ".join(words), ("--recipe", *words))
 
 
 class Cell(NamedTuple):
@@ -108,7 +125,7 @@ class Comparison:
     ) -> None:
         self.folder, self.words, self.seeds, self.budget = Path(output_dir), tuple(words), tuple(seeds), budget
         if not methods:
-            raise ValueError("opts=[] names nothing to compare; give optimizers' names.")
+            raise ValueError("opts and recipes name nothing to compare; give optimizers' names.")
         if not self.seeds:
             raise ValueError("seeds=0 makes no runs; give at least 1, and 2 for a spread.")
         if not budget > 0:
@@ -116,15 +133,21 @@ class Comparison:
         folders = [method.folder for method in methods]
         for method in methods:
             if folders.count(method.folder) > 1:
-                raise ValueError(f"opts: {method.label!r} is there twice; leave one out.")
+                raise ValueError(f"{method.label!r} is there twice; leave one out.")
             self._check_words(method)
         parsed = [parse_arguments(self._words(method)) for method in methods]
         for method, arguments in zip(methods, parsed, strict=True):
             for mine, first in zip(arguments[:2], parsed[0][:2], strict=True):
                 if mine != first:
-                    raise ValueError(f"opts: {method.label!r} has another model or data than {methods[0].label!r}.")
+                    raise ValueError(
+                        f"{method.label!r} has another model or data than {methods[0].label!r}; give --model and "
+                        "--dataset for all."
+                    )
             if _batch(arguments[2]) != _batch(parsed[0][2]):
-                raise ValueError(f"opts: {method.label!r} has another batch than {methods[0].label!r}.")
+                raise ValueError(
+                    f"{method.label!r} has another batch than {methods[0].label!r}; give "
+                    "--per_device_train_batch_size for all."
+                )
         data = load_run_data(*parsed[0][:2])
         if data.test is None:
             raise ValueError(f"dataset={data.name!r} has no test split, so there is nothing to compare on.")

@@ -23,9 +23,12 @@ def main() -> None:
     parser.add_argument(
         "--opts",
         nargs="+",
-        required=True,
+        default=[],
         metavar="NAME",
         help="Optimizers; in quotes also with options of their own.",
+    )
+    parser.add_argument(
+        "--recipes", nargs="+", default=[], metavar="NAME", help="Recipes, as optimizers; train.py --list_recipes."
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="Runs of each (default: 5).")
     parser.add_argument("--first_seed", type=int, default=0, metavar="SEED", help="The others follow (default: 0).")

@@ -125,7 +125,10 @@ def test_commands_for_any_scheduler(
         (OPTS, {"tune": 1, "learning_rates": [0.0]}, r"learning_rates=\[0.0\] must be greater than 0"),
         (["sgd --learning_rate 0.1"], {"tune": 1}, "has a learning rate, and tune=1 would choose another"),
         (OPTS, {"backend": "slurm"}, "backend='slurm' is unknown"),
-        ([], {}, r"opts=\[\] names nothing to compare"),
+        ([], {}, "opts and recipes name nothing to compare"),
+        (OPTS, {"recipes": ["cifar10_pugd"]}, "'cifar10_pugd' has another model or data than 'sgd'; give --model"),
+        (OPTS, {"recipes": ["digit"]}, "recipe='digit' is unknown"),
+        (OPTS, {"recipes": ["--recipe digits"]}, "must begin with a recipe's name"),
     ],
 )
 def test_refused(tmp_path: Path, opts: list[str], settings: dict[str, Any], message: str) -> None:

@@ -8,7 +8,11 @@ import pytest
 from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf.backends import Job
-from rts_hf.comparison import Cell, Comparison, make_runs, parse_method
+from rts_hf.budget import updates_within
+from rts_hf.cli import parse_arguments
+from rts_hf.comparison import Cell, Comparison, make_runs, parse_method, parse_recipe
+from rts_hf.recipes import find_recipe
+from rts_hf.switching import FixedSwitch
 
 SMALL = ("--use_cpu", "--max_train_samples", "120", "--max_eval_samples", "40", "--per_device_train_batch_size", "24")
 
@@ -79,6 +83,20 @@ def test_the_same_comparison_goes_on_and_another_is_refused(tmp_path: Path) -> N
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no comparison"):
         comparison(tmp_path / "mine")
+
+
+def test_a_recipe_is_compared_with_what_is_said_for_all_in_place_of_its_own_data(tmp_path: Path) -> None:
+    words = (*SMALL, "--dataset", "digits", "--model", "resnet_micro_small")
+    methods = [parse_method("sgd"), parse_recipe("cifar10_radius --switch_at 0.5")]
+    plan = Comparison(methods, seeds=[0], budget=4, output_dir=tmp_path / "c", words=words)
+    assert plan.data_name == "digits"
+    assert plan.methods[1].updates == updates_within(plan.gradient_evaluations, FixedSwitch(0.5))
+    command = plan.command(plan.cells()[1])
+    assert "--recipe cifar10_radius" in command
+    _, data, args = parse_arguments(command.split()[3:])
+    assert (data.dataset, args.opt, args.radius, args.switch_at) == (
+        "digits", "rts_pugd", find_recipe("cifar10_radius").settings["radius"], 0.5,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

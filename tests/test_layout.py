@@ -83,8 +83,8 @@ LAYOUT: dict[str, set[str]] = {
     "cli": {"config", "recipes"},
     "backends": {"cli", "runs"},
     "comparison": {
-        "backends", "budget", "cli", "config", "files", "record", "resuming", "run_folder", "runs", "switching",
-        "unwrapping",
+        "backends", "budget", "cli", "config", "files", "recipes", "record", "resuming", "run_folder", "runs",
+        "switching", "unwrapping",
     },
     "tuning": {"comparison", "run_folder"},
     "comparison_tables": {"card_text"},
