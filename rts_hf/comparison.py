@@ -263,16 +263,13 @@ class Comparison:
         import torch
 
         args = parse_arguments(self._words(method))[2]
-        return unwrap_optimizer(
-            timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
-        )
+        optimizer = timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
+        return unwrap_optimizer(optimizer) or optimizer
 
     def _with_length(self, method: Method, args: RTSTrainingArguments) -> Method:
-        switch: PhaseSwitch | None = None
-        every = 1
-        if args.is_two_pass:
-            optimizer = self._optimizer(method)
-            switch, every = optimizer.switch, optimizer.param_groups[0]["rts_perturb_every"]
+        optimizer = self._optimizer(method)
+        switch: PhaseSwitch | None = getattr(optimizer, "switch", None)
+        every = optimizer.param_groups[0].get("rts_perturb_every", 1)
         updates = updates_within(self.gradient_evaluations, switch, perturb_every=every)
         if updates == 0:
             raise ValueError(f"budget={self.budget!r} pays for no update of {method.label!r}; give more.")

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging as transformers_logging
 
 from rts_hf.faults import KINDS
+from rts_hf.temperon_baseline import NAME as TEMPERON
 from rts_hf.unwrapping import unwrap_optimizer
 
 _HEADER = "  epoch   train loss    acc   valid loss    acc   phase    α_r    gradients"
@@ -146,7 +147,8 @@ def _switch(record: Mapping[str, Any]) -> str:
     optimizer = record["optimizer"]
     switch = optimizer["switch"]
     if switch is None:
-        return f"none: {optimizer['name']} has one phase"
+        tail = optimizer["name"] == TEMPERON
+        return "Temperon's own, at its tail" if tail else f"none: {optimizer['name']} has one phase"
     settings = ", ".join(f"{name} {value}" for name, value in switch["settings"].items())
     if switch["step"] is None:
         return f"never: {switch['kind']} ({settings}) did not fire, so this was plain {optimizer['base']} throughout"

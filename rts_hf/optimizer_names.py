@@ -8,6 +8,7 @@ from typing import Any
 import timm.optim
 
 from rts_hf.switching import SWITCHES
+from rts_hf.temperon_baseline import NAME, register_temperon
 
 # The training command's names for optimizers whose names timm cannot look up as they are, or reads otherwise.
 OPTIMIZER_NAMES = {"pugd": "plainpugd"}
@@ -60,6 +61,8 @@ def check_optimizer_name(args: Any) -> None:
     Args:
         args: Training arguments, with ``opt``, ``base`` and all of :data:`RTS_FIELDS`.
     """
+    if args.opt == NAME:
+        register_temperon()
     known = timm.optim.list_optimizers()
     for argument, name in (("opt", bare_name(args.opt)), ("base", (args.base or "sgd").lower())):
         if name not in known:

@@ -48,6 +48,7 @@ from rts_hf.resuming import check_same_run
 from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record, write_record
 from rts_hf.run_sharpness import measure_run_sharpness
 from rts_hf.settings import settings_of, trajectory_settings
+from rts_hf.temperon_baseline import NAME as TEMPERON
 from rts_hf.trainer import RTSTrainer
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
     if training_args.early_stopping_patience is not None:
         own.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     try:
-        trainer = RTSTrainer(
+        trainer = _trainer_class(training_args)(
             model=model,
             args=training_args,
             train_dataset=data.train,
@@ -264,6 +265,14 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
         trainer.remove_callback(chatty)
     trainer.add_callback(ConsoleCallback())
     return trainer
+
+
+def _trainer_class(training_args: RTSTrainingArguments) -> type[RTSTrainer]:
+    if training_args.opt != TEMPERON:
+        return RTSTrainer
+    from rts_hf.closure_trainer import ClosureTrainer  # whose package is an extra
+
+    return ClosureTrainer
 
 
 def _check_command(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:

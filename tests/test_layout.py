@@ -28,7 +28,8 @@ LAYOUT: dict[str, set[str]] = {
     "unwrapping": {"optimizer"},
     "registration": {"optimizer"},
     "checks": set(),
-    "optimizer_names": {"switching"},
+    "temperon_baseline": {"switching"},
+    "optimizer_names": {"switching", "temperon_baseline"},
     "config": {
         "checks", "compiling", "noise", "optimizer_names", "parallelism", "schedules", "splits", "switching",
     },
@@ -73,13 +74,14 @@ LAYOUT: dict[str, set[str]] = {
     "demo": set(),  # runs without the package, in a Space
     "space": {"card_text", "files", "run_folder", "small_image"},
     "publishing": {"connection", "files", "publication", "run_folder", "space"},
-    "console": {"faults", "unwrapping"},
+    "console": {"faults", "temperon_baseline", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
         "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
         "output_folder", "publishing", "recipes", "record", "resuming", "run_folder", "run_sharpness", "settings",
-        "trainer",
+        "closure_trainer", "temperon_baseline", "trainer",
     },
+    "closure_trainer": {"second_pass", "temperon_baseline", "trainer"},
     "cli": {"config", "recipes"},
     "backends": {"cli", "runs"},
     "comparison": {
