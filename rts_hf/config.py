@@ -217,6 +217,9 @@ class RTSTrainingArguments(TrainingArguments):
             "training images."
         },
     )
+    draw_figures: bool = field(
+        default=True, metadata={"help": "Draw the run's pictures at its end; rts_hf.figures draws them later as well."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
 
     # Texts and defaults of TrainingArguments that suit image classifiers better

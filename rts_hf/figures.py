@@ -69,14 +69,24 @@ def draw_run_figures(run_dir: str | Path) -> list[Path]:
     with matplotlib.style.context(["default", STYLE]):
         for name, (draw, height, is_drawn) in drawings.items():
             if not is_drawn:
-                for suffix in ("png", "svg"):
-                    (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+                _remove(folder / name)
                 continue
             figure = Figure(figsize=(8.0, height), layout="constrained")
             figure.suptitle(run.title(), fontsize=11, color=INK)
             draw(figure, run)
             paths += save_figure(figure, folder / name)
     return paths
+
+
+def remove_run_figures(run_dir: str | Path) -> None:
+    """Delete the pictures of a run folder that :func:`draw_run_figures` draws."""
+    for name in ("history", "schedules", "sharpness", "confusion"):
+        _remove(Path(run_dir) / "figures" / name)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("png", "svg"):
+        path.with_name(f"{path.name}.{suffix}").unlink(missing_ok=True)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

@@ -27,11 +27,11 @@ STATE_KEY = "RTSTrainer"  # the trainer's own entries in trainer_state.json, bes
 # Training arguments that may change from one command of a run to the next: they leave the weights alone.
 FREE_SETTINGS = frozenset(
     {
-        "disable_tqdm", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id", "hub_private_repo",
-        "hub_revision", "hub_strategy", "log_level", "log_level_replica", "logging_dir", "logging_first_step",
-        "max_skipped_updates", "measure_sharpness", "output_dir", "override_schedule", "overwrite", "push_to_hub",
-        "recipe", "report_to", "resume_from_checkpoint", "run_name", "save_steps", "save_strategy", "save_total_limit",
-        "use_cpu",
+        "disable_tqdm", "draw_figures", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id",
+        "hub_private_repo", "hub_revision", "hub_strategy", "log_level", "log_level_replica", "logging_dir",
+        "logging_first_step", "max_skipped_updates", "measure_sharpness", "output_dir", "override_schedule",
+        "overwrite", "push_to_hub", "recipe", "report_to", "resume_from_checkpoint", "run_name", "save_steps",
+        "save_strategy", "save_total_limit", "use_cpu",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor",
     }

@@ -28,7 +28,7 @@ from rts_hf.checkpoints import checkpoint_architecture
 from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
-from rts_hf.figures import draw_run_figures
+from rts_hf.figures import draw_run_figures, remove_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
 from rts_hf.metrics import class_counts
@@ -75,7 +75,8 @@ def train(
         model_args: Which backbone, and from which weights.
         data_args: Which images, and how they are split.
         training_args: How to train.
-        measure_test: Read the test split at the end; a run that only helps to choose settings must not.
+        measure_test: Read the test split at the end; a run that only helps to choose settings must not. Then no
+            pictures are drawn either.
 
     Returns:
         The record that ``run.json`` holds.
@@ -185,8 +186,7 @@ def train(
     sharpness, reason = on_main_process(training_args, lambda: _sharpness(trainer, data))
     complete = record("complete", metrics, classes, reason, sharpness)
     if trainer.is_world_process_zero():
-        draw_run_figures(folder)
-        write_card(folder)
+        _show(folder, training_args.draw_figures and measure_test)
         print(summary(complete, os.path.relpath(folder)), flush=True)
     trainer.accelerator.wait_for_everyone()
     _publish(repository, training_args)
@@ -355,9 +355,14 @@ def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[
         )
         card = folder / "README.md"  # written last; without it the run was cut off while pictures and card were made
         if not card.is_file() or card.stat().st_mtime < (folder / RECORD_NAME).stat().st_mtime:
-            draw_run_figures(folder)
-            write_card(folder)
+            _show(folder, training_args.draw_figures)
     return record
+
+
+def _show(folder: Path, draw: bool) -> None:
+    """Make pictures and card of a run; those of what it was before do not stay."""
+    (draw_run_figures if draw else remove_run_figures)(folder)
+    write_card(folder)
 
 
 def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[str, float], dict[str, Any]]:

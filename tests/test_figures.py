@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from PIL import Image
 from run_folder_for_tests import KINDS, edit_json, write_run_folder
 
-from rts_hf.figures import draw_run_figures
+from rts_hf.figures import draw_run_figures, remove_run_figures
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +208,12 @@ def test_missing_folder_and_broken_files_are_named(tmp_path: Path) -> None:
     (folder / "run.json").write_text('{"format": 1,', encoding="utf-8")
     with pytest.raises(ValueError, match="not valid JSON"):
         draw_run_figures(folder)
+
+
+def test_removing_a_runs_pictures_leaves_others(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "rts_pugd")
+    draw_run_figures(folder)
+    (folder / "figures" / "mine.png").write_bytes(b"precious")
+    remove_run_figures(folder)
+    assert [path.name for path in (folder / "figures").iterdir()] == ["mine.png"]
+    remove_run_figures(tmp_path)  # which has none

@@ -128,6 +128,20 @@ def test_figures_and_card_are_made_again_from_the_folder_alone(
         assert (tmp_path / name).read_bytes() == (main_job[0] / name).read_bytes()
 
 
+def test_pictures_are_left_out_where_they_are_not_asked_for_and_old_ones_do_not_stay(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"opt": "sgd", "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    changes |= {"load_best_model_at_end": False, "metric_for_best_model": None}
+    model = ModelArguments(model="test_resnet")
+    train(model, SMALL, settings(tmp_path / "chosen", **changes), measure_test=False)
+    assert not [*(tmp_path / "chosen").rglob("*.png"), *(tmp_path / "chosen").rglob("*.svg")]
+    for draws in (True, False):
+        record = train(model, SMALL, settings(tmp_path / "run", **changes, overwrite=True, draw_figures=draws))
+        names = {path.name for path in (tmp_path / "run" / "figures").glob("*")}
+        assert names == ({"history.png", "history.svg", "confusion.png", "confusion.svg"} if draws else set())
+        assert ("figures/history.png" in (tmp_path / "run" / "README.md").read_text()) is draws
+        assert ("--draw_figures" in record["command"]) is not draws
+
+
 def test_a_taken_folder_is_refused_then_overwritten_and_other_files_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
