@@ -82,7 +82,7 @@ class RTSPUGD(TimedOptimizer):
         method: str = "pugd",
         radius: str = "cosine_annealing",
         radius_beta_min: float = 0.0,
-        radius_beta_max: float = 1.0,
+        radius_beta_max: float = 2.0,
         scale: str = "cosine_annealing",
         scale_beta_min: float = 0.0,
         scale_beta_max: float = 1.0,

@@ -278,7 +278,7 @@ class FixedSwitch(PhaseSwitch):
 
     name = "fixed"
 
-    def __init__(self, at: int | float = 0.8) -> None:
+    def __init__(self, at: int | float = 0.5) -> None:
         super().__init__()
         if isinstance(at, bool) or not isinstance(at, int | float) or not at >= 0 or (isinstance(at, float) and at > 1):
             raise ValueError(f"at={at!r} must be a step (int ≥ 0) or a share of the run (float in [0, 1]).")
