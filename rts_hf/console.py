@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging as transformers_logging
 
 from rts_hf.faults import KINDS
+from rts_hf.models import plain_name
 from rts_hf.temperon_baseline import NAME as TEMPERON
 from rts_hf.unwrapping import unwrap_optimizer
 
@@ -78,6 +79,31 @@ def quiet_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def introduction(model: Any, data: Any, opt: str) -> str:
+    """Return what stands above a run: model, images and where they come from.
+
+    Args:
+        model: A classifier of :func:`rts_hf.build_model`.
+        data: The :class:`rts_hf.DataBundle`.
+        opt: The optimizer's name.
+    """
+    sizes = ", ".join(f"{count} {name}" for name, count in data.split_sizes.items())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sources = [
+        f"{part}: {'held out of' if source['held_out'] else 'split'} {source['split']}"
+        for part, source in data.split_sources.items()
+        if source is not None
+    ]
+    fewer, noise = data.train_fraction, data.label_noise
+    sources += [f"kept {fewer['images']} of {fewer['of']} training images"] if fewer else []
+    sources += [f"changed {noise['flipped']} of {noise['of']} training labels to another class"] if noise else []
+    return (
+        f"{plain_name(model.config.architecture)} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images "
+        f"of {data.image_size} pixels, {len(data.label_names)} classes) with {opt}\n"
+        f"{'; '.join(sources)}; mean and standard deviation: {data.normalisation}; augmentation: {data.augmentation}"
+    )
 
 
 def summary(record: Mapping[str, Any], folder: str) -> str:

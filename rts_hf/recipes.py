@@ -118,13 +118,13 @@ _RECIPES = (
                 "lr_scheduler_type": "cosine",
                 "opt": "rts_pugd",
                 "base": "sgd",
-                **_radius("cosine_annealing", 0.0, 1.0),
+                **_radius("cosine_annealing", 0.0, 2.0),
                 **_scale("cosine_annealing", 0.0, 1.0),
                 "switch": "fixed",
-                "switch_at": "0.8",
+                "switch_at": "0.5",
             }
         ),
-        measured=Measured(0.9917, seeds=(42,)),
+        measured=Measured(0.9889, seeds=(42,)),
         caveats=("One run with one seed, on 360 test images, where one image is 0.0028 of the accuracy.",),
     ),
     _upanets(

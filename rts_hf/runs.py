@@ -26,13 +26,13 @@ from transformers import (
 
 from rts_hf.checkpoints import checkpoint_architecture
 from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
-from rts_hf.console import ConsoleCallback, quiet_progress_bars, summary
+from rts_hf.console import ConsoleCallback, introduction, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
 from rts_hf.figures import draw_run_figures, remove_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
 from rts_hf.metrics import class_counts
-from rts_hf.models import base_model_id, build_model, plain_name, pretrained_data_config
+from rts_hf.models import base_model_id, build_model, pretrained_data_config
 from rts_hf.output_folder import (
     TRAINERS_DEFAULT,
     choose_folder,
@@ -149,7 +149,7 @@ def train(
         record("training")
 
     if trainer.is_world_process_zero():
-        print(_introduction(model, data, training_args), flush=True)
+        print(introduction(model, data, training_args.opt), flush=True)
     ready = _WhenReady(begin)
     trainer.add_callback(ready)
     try:
@@ -268,11 +268,11 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
 
 
 def _trainer_class(training_args: RTSTrainingArguments) -> type[RTSTrainer]:
-    if training_args.opt != TEMPERON:
-        return RTSTrainer
-    from rts_hf.closure_trainer import ClosureTrainer  # whose package is an extra
+    if training_args.opt == TEMPERON:
+        from rts_hf.closure_trainer import ClosureTrainer  # whose package is an extra
 
-    return ClosureTrainer
+        return ClosureTrainer
+    return RTSTrainer
 
 
 def _check_command(training_args: RTSTrainingArguments, num_classes: int | None = None) -> None:
@@ -381,21 +381,3 @@ def _sharpness(trainer: RTSTrainer, data: DataBundle) -> tuple[dict[str, Any] | 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     images = data.train.without_augmentation()
     return measure_run_sharpness(model, images, image_size=data.image_size, device=trainer.args.device)
-
-
-def _introduction(model: Any, data: DataBundle, training_args: RTSTrainingArguments) -> str:
-    sizes = ", ".join(f"{count} {name}" for name, count in data.split_sizes.items())
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    sources = [
-        f"{part}: {'held out of' if source['held_out'] else 'split'} {source['split']}"
-        for part, source in data.split_sources.items()
-        if source is not None
-    ]
-    fewer, noise = data.train_fraction, data.label_noise
-    sources += [f"kept {fewer['images']} of {fewer['of']} training images"] if fewer else []
-    sources += [f"changed {noise['flipped']} of {noise['of']} training labels to another class"] if noise else []
-    return (
-        f"{plain_name(model.config.architecture)} ({parameters / 1e6:.2f} M parameters) on {data.name} ({sizes} images "
-        f"of {data.image_size} pixels, {len(data.label_names)} classes) with {training_args.opt}\n"
-        f"{'; '.join(sources)}; mean and standard deviation: {data.normalisation}; augmentation: {data.augmentation}"
-    )

@@ -32,7 +32,7 @@ def same(whole: RTSTrainer, resumed: RTSTrainer) -> None:
 
 @pytest.mark.parametrize(
     ("switch_at", "switched_at", "evaluations"),
-    [(None, 12, 16), ("0.8", 12, 16), ("6", 6, 22), ("4", 4, 24), ("0", 4, 24), ("2", 4, 24), ("1.0", None, 14)],
+    [(None, 7, 21), ("0.8", 12, 16), ("6", 6, 22), ("4", 4, 24), ("0", 4, 24), ("2", 4, 24), ("1.0", None, 14)],
 )
 def test_what_was_plain_counts_where_rts_pugd_is_turned_on_late(
     tmp_path: Path, switch_at: str | None, switched_at: int | None, evaluations: int

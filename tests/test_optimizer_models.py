@@ -14,7 +14,8 @@ def test_frozen_parameters_and_missing_gradients() -> None:
     """A parameter without a first gradient is not perturbed; a gradient from either pass alone counts."""
     a, b, frozen = (nn.Parameter(torch.tensor([value], dtype=torch.float64)) for value in (1.0, 2.0, 3.0))
     frozen.requires_grad_(False)
-    optimizer = RTSPUGD([{"params": []}, {"params": [a, b, frozen]}], lr=1.0, base="momentum", momentum=0, **ALWAYS)
+    settings = {**ALWAYS, "radius_beta_max": 1.0, "momentum": 0}
+    optimizer = RTSPUGD([{"params": []}, {"params": [a, b, frozen]}], lr=1.0, base="momentum", **settings)
     a.square().sum().backward()  # first pass reaches a alone
     with optimizer.perturbed():
         assert (a.item(), b.item(), frozen.item()) == (2.0, 2.0, 3.0)

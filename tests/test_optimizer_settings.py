@@ -99,7 +99,7 @@ def test_stats_are_plain_numbers() -> None:
     ("settings", "error", "message"),
     [
         ({"radius": "linear"}, ValueError, "radius='linear' is unknown"),
-        ({"radius_beta_min": 3.0}, ValueError, "radius_beta_min=3.0 is greater than radius_beta_max=1.0"),
+        ({"radius_beta_min": 3.0}, ValueError, "radius_beta_min=3.0 is greater than radius_beta_max=2.0"),
         ({"scale": "inverse_sine_annealing"}, ValueError, "scale_beta_min=0.0 makes inverse_sine_annealing infinite"),
         ({"scale_beta_max": float("inf")}, ValueError, "scale_beta_max=inf"),
         ({"switch": "never"}, ValueError, "switch='never' is unknown"),
