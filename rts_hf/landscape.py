@@ -197,6 +197,32 @@ def loss_line(
     return Line(position, loss[:, 0], accuracy[:, 0])
 
 
+def read_landscape(path: str | Path) -> Surface | Line:
+    """Return what :func:`loss_surface` or :func:`loss_line` has kept in a file, without the model it is of.
+
+    Args:
+        path: The .npz file.
+
+    Raises:
+        ValueError: If it holds neither, or the measuring was broken off.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            settings = json.loads(str(kept["settings"]))
+            loss, accuracy, done = kept["loss"], kept["accuracy"], int(kept["rows_done"])
+            if settings["kind"] == "line":
+                position = _spaced(-settings["margin"], 1 + settings["margin"], settings["points"])
+                found: Surface | Line = Line(position, loss[:, 0], accuracy[:, 0])
+            else:
+                axis = _spaced(-settings["span"], settings["span"], settings["points"])
+                found = Surface(axis, axis, loss, accuracy)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path={str(path)!r} holds no loss surface or line ({error}); name another file.") from error
+    if done < len(loss):
+        raise ValueError(f"path={str(path)!r} was broken off after row {done} of {len(loss)}; measure the rest first.")
+    return found
+
+
 def _measured(
     shape: tuple[int, int],
     at: Callable[[int, int], tuple[float, float]],

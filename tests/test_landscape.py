@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rts_hf import landscape
-from rts_hf.landscape import filter_normalised_direction, loss_line, loss_surface
+from rts_hf.landscape import filter_normalised_direction, loss_line, loss_surface, read_landscape
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -210,3 +210,22 @@ def test_progress_is_shown_and_can_be_turned_off(capsys: pytest.CaptureFixture[s
 def test_illegal_arguments_are_named(measure: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         measure(network())
+
+
+def test_what_was_measured_can_be_read_without_the_model(tmp_path: Path) -> None:
+    model, other = network(), network(1).state_dict()
+    paths = [tmp_path / "surface.npz", tmp_path / "line.npz"]
+    surface = loss_surface(model, images(), points=3, span=0.5, path=paths[0], progress=False)
+    line = loss_line(model, copy_of(model), other, images(), points=4, path=paths[1], progress=False)
+    for path, expected in zip(paths, (surface, line), strict=True):
+        found = read_landscape(path)
+        assert type(found) is type(expected)
+        for one, value in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, value)
+    kept = dict(np.load(paths[0]))
+    np.savez(paths[0], **{**kept, "rows_done": 2})
+    with pytest.raises(ValueError, match="was broken off after row 2 of 3"):
+        read_landscape(paths[0])
+    paths[1].write_text("a poem")
+    with pytest.raises(ValueError, match="holds no loss surface or line"):
+        read_landscape(paths[1])

@@ -74,7 +74,7 @@ LAYOUT: dict[str, set[str]] = {
     "demo": set(),  # runs without the package, in a Space
     "space": {"card_text", "files", "run_folder", "small_image"},
     "publishing": {"connection", "files", "publication", "run_folder", "space"},
-    "console": {"faults", "temperon_baseline", "unwrapping"},
+    "console": {"faults", "models", "temperon_baseline", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
         "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
@@ -92,6 +92,10 @@ LAYOUT: dict[str, set[str]] = {
     "comparison_tables": {"card_text"},
     "comparison_figures": {"figures"},
     "comparison_report": {"comparison_figures", "comparison_tables", "files", "hub", "run_folder"},
+    "evidence": {
+        "card_text", "comparison_figures", "comparison_tables", "figures_of_runs", "files", "landscape",
+        "landscapes_of_runs", "run_folder",
+    },
     "compare": {"backends", "comparison", "comparison_report", "tuning"},
 }  # fmt: skip
 

@@ -1,0 +1,350 @@
+"""This project's own evidence: the comparisons it rests on, their records, and what README shows of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from rts_hf.card_text import counted
+from rts_hf.comparison_figures import COLOURS, MARKS, draw_comparison
+from rts_hf.comparison_tables import COLUMNS, FORMAT, difference, spread, summarise, to_csv, to_markdown
+from rts_hf.figures_of_runs import draw_figure, draw_lines, draw_strategies, draw_surface, limits_of_surfaces
+from rts_hf.files import read_json_object, write_text
+from rts_hf.landscape import Line, Surface, read_landscape
+from rts_hf.run_folder import COMPARISON_NAME, read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METHODS = ("sgd", "sam", "asam", "pugd", "temperon", "rts_pugd")
+OWN = "rts_pugd"
+HISTORIES = ("method", "seed", "gradient_evaluations", "validation_accuracy")
+# What the authors' published run records say of their method over plain PUGD, and over SGD
+RECORDED = (
+    "+0.7 points on CIFAR-10 and +0.9 on CIFAR-100 at best: one seed, best test epoch",
+    "none that is fair: the SGD runs of 80 epochs and more went through two cosine periods",
+)
+BEGIN, END = "<!-- made by scripts/evidence.py: begin -->", "<!-- made by scripts/evidence.py: end -->"
+
+
+LANDSCAPE = "digits_noise-100"  # the comparison whose runs of seed 0 the surfaces and the line are of
+
+
+class Benchmark(NamedTuple):
+    """A task of the evidence.
+
+    Args:
+        name: Of its records.
+        title: What sets it apart.
+        words: Options of the training command.
+        budgets: Short and long, in passes over the training images.
+    """
+
+    name: str
+    title: str
+    words: tuple[str, ...]
+    budgets: tuple[int, ...]
+
+
+# With three updates an epoch, evaluating after each epoch would cost more than training.
+_RARELY = ("--eval_strategy", "steps", "--eval_steps", "15", "--save_strategy", "steps", "--save_steps", "15")
+_FEW = ("--train_fraction", "0.1", *_RARELY)
+BENCHMARKS = (
+    Benchmark("digits", "as they are", (), (30, 100)),
+    Benchmark("digits_noise", "40 % of the training labels wrong", ("--label_noise", "0.4"), (30, 100)),
+    Benchmark("digits_few", "a tenth of the training images", _FEW, (200, 600)),
+    Benchmark("photo_patches", "patches of ten photographs", ("--dataset", "photo_patches"), (15, 45)),
+)
+
+
+class Evidence(NamedTuple):
+    """A comparison that was kept.
+
+    Args:
+        benchmark: What on.
+        budget: Passes over the training images.
+        comparison: What ``comparison.json`` holds, its summary made anew from ``rows``.
+        rows: One a run, as :func:`rts_hf.comparison_tables.run_row` gives them.
+        curves: For each method, its runs' lists of (gradient evaluations, validation accuracy).
+    """
+
+    benchmark: Benchmark
+    budget: int
+    comparison: dict[str, Any]
+    rows: list[dict[str, Any]]
+    curves: dict[str, list[list[tuple[int, float]]]]
+
+    def method(self, name: str) -> dict[str, Any]:
+        """Return the summary of a method."""
+        return next(each for each in self.comparison["methods"] if each["method"] == name)
+
+
+def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
+    """Return the name of every comparison of the evidence, and the words of scripts/compare.py that make it.
+
+    Args:
+        output_dir: Folder of their folders.
+        seeds: Of each method.
+        jobs: Runs at a time.
+    """
+    for benchmark in BENCHMARKS:
+        for budget in benchmark.budgets:
+            name = f"{benchmark.name}-{budget}"
+            own = ["--opts", *METHODS, "--seeds", str(seeds), "--budget", str(budget)]
+            where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
+            yield name, [*own, *where, *benchmark.words, "--draw_figures", "false"]
+
+
+def keep(comparison_dir: str | Path, target: str | Path) -> None:
+    """Keep what README's evidence needs of a finished comparison: results, trials, facts and histories, no weights.
+
+    Args:
+        comparison_dir: Folder that scripts/compare.py wrote.
+        target: Folder of the records; emptied before.
+
+    Raises:
+        FileNotFoundError: If the comparison is not finished.
+    """
+    source, folder = Path(comparison_dir), Path(target)
+    if not (source / COMPARISON_NAME).is_file():
+        raise FileNotFoundError(f"comparison {str(source)!r} is not finished; the command that began it goes on.")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in ("results.csv", "trials.csv"):
+        if (source / name).is_file():
+            shutil.copy(source / name, folder)
+    facts = read_json_object(source / COMPARISON_NAME)
+    kept = {name: value for name, value in facts.items() if name not in ("methods", "command")}
+    write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    points = [
+        {
+            "method": row["method"],
+            "seed": row["seed"],
+            "gradient_evaluations": entry["gradient_evaluations"],
+            "validation_accuracy": round(entry["eval_accuracy"], 5),
+        }
+        for row in _read(source / "results.csv")
+        for entry in read_log(source / row["folder"])
+        if entry.get("eval_accuracy") is not None
+    ]
+    write_text(folder / "histories.csv", to_csv(points, HISTORIES))
+
+
+def measure_landscapes(comparison_dir: str | Path, target: str | Path, *, progress: bool = True) -> None:
+    """Measure the loss around the weights of SGD's and the method's runs of seed 0, and on the line between them.
+
+    Args:
+        comparison_dir: Folder of the comparison :data:`LANDSCAPE`, with its runs.
+        target: Folder of the .npz files; what is there already is kept, or goes on.
+        progress: Whether to show progress bars.
+
+    Raises:
+        FileNotFoundError: If the runs, or their weights, are not there.
+    """
+    from rts_hf.landscapes_of_runs import lines_of_runs, surface_of_run
+
+    folder = Path(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [Path(comparison_dir) / "runs" / name / "seed-0" for name in ("sgd", OWN)]
+    for name, run in zip(("sgd", OWN), runs, strict=True):
+        surface_of_run(run, folder / f"surface-{name}.npz", progress=progress)
+    lines_of_runs(runs, [folder / f"line-sgd-{OWN}.npz"], progress=progress)
+
+
+def _draw_landscapes(folder: Path) -> list[Path]:
+    """Draw the surfaces and the line that are kept in a folder."""
+    surfaces = {name: cast(Surface, read_landscape(folder / f"surface-{name}.npz")) for name in ("sgd", OWN)}
+    line = cast(Line, read_landscape(folder / f"line-sgd-{OWN}.npz"))
+    limits = limits_of_surfaces([surface.loss for surface in surfaces.values()])
+    paths: list[Path] = []
+    for name, surface in surfaces.items():
+        draw = partial(draw_surface, name=name, x=surface.x, y=surface.y, loss=surface.loss, limits=limits)
+        paths += draw_figure(folder / f"surface-{name}", draw, height=3.9)
+    return [*paths, *draw_figure(folder / "line", partial(draw_lines, first="sgd", lines={OWN: line}), height=3.9)]
+
+
+def read_evidence(folder: str | Path) -> list[Evidence]:
+    """Return the comparisons that are kept in a folder, in the order of :data:`BENCHMARKS`.
+
+    Args:
+        folder: Folder of the records.
+
+    Raises:
+        ValueError: If none is there.
+    """
+    found = []
+    for benchmark in BENCHMARKS:
+        for budget in benchmark.budgets:
+            kept = Path(folder) / f"{benchmark.name}-{budget}"
+            if kept.is_dir():
+                found.append(_read_one(kept, benchmark, budget))
+    if not found:
+        raise ValueError(f"folder {str(folder)!r} holds no records; scripts/evidence.py --rerun makes them.")
+    return found
+
+
+def _read_one(kept: Path, benchmark: Benchmark, budget: int) -> Evidence:
+    rows = [_numbers(row) for row in _read(kept / "results.csv")]
+    facts = read_json_object(kept / COMPARISON_NAME)
+    comparison = {**facts, "format": FORMAT, "methods": summarise(rows, facts["reference"])}
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for point in _read(kept / "histories.csv"):
+        run = curves.setdefault(point["method"], {}).setdefault(point["seed"], [])
+        run.append((int(point["gradient_evaluations"]), float(point["validation_accuracy"])))
+    return Evidence(benchmark, budget, comparison, rows, {name: list(runs.values()) for name, runs in curves.items()})
+
+
+def write_evidence(folder: str | Path, readme: str | Path) -> list[Path]:
+    """Make every table and picture of README's evidence anew from the records, and return what was written.
+
+    Args:
+        folder: Folder of the records; the pictures go into ``figures`` there.
+        readme: Its part between :data:`BEGIN` and :data:`END` is replaced.
+
+    Raises:
+        ValueError: If there are no records, or the README has no such part.
+    """
+    target, page = Path(folder), Path(readme)
+    found = read_evidence(target)
+    before, middle, after = _split(page.read_text(encoding="utf-8"))
+    paths = [page]
+    for each in found:
+        name = f"{each.benchmark.name}-{each.budget}"
+        write_text(target / name / "table.md", to_markdown(each.comparison))
+        paths += [target / name / "table.md", *draw_comparison(target / name, each.comparison, each.rows, each.curves)]
+    figures = target / "figures"
+    figures.mkdir(exist_ok=True)
+    paths += draw_figure(
+        figures / "differences", partial(_draw_differences, found=found), height=1.3 + 0.95 * len(found)
+    )
+    paths += draw_figure(figures / "strategies", draw_strategies, height=4.8)
+    if (target / "landscape").is_dir():
+        paths += _draw_landscapes(target / "landscape")
+    if middle != (text := markdown(found)):
+        write_text(page, f"{before}{BEGIN}{text}{END}{after}")
+    return paths
+
+
+def markdown(found: Sequence[Evidence]) -> str:
+    """Return the tables of the evidence, and what can be read off them, in Markdown."""
+    names = [name for name in METHODS if any(row["method"] == name for each in found for row in each.rows)]
+    lines = [
+        f"| benchmark | budget | {' | '.join(names)} | {OWN} − sgd, points (95 % interval) |",
+        f"| --- | ---: |{' ---: |' * (len(names) + 1)}",
+    ]
+    for each in found:
+        present = {row["method"]: row for row in each.comparison["methods"]}
+        highest = max(row["test_accuracy"][0] for row in present.values())
+        cells = []
+        for name in names:
+            shown = spread(present[name]["test_accuracy"]) if name in present else "–"
+            is_best = name in present and present[name]["test_accuracy"][0] == highest
+            cells.append(f"**{shown}**" if is_best else shown)
+        gain = difference(each.method(OWN)["difference"])
+        lines.append(
+            f"| `{each.benchmark.name}`: {each.benchmark.title} | {each.budget} | {' | '.join(cells)} | {gain} |"
+        )
+    seeds = sorted({row["seeds"] for each in found for row in each.comparison["methods"]})
+    counts = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return "\n".join(
+        [
+            "",
+            "",
+            *lines,
+            "",
+            f"Test accuracy in percent, mean ± standard deviation over {counts} seeds, highest mean in bold. A budget "
+            f"is so many passes over the training images; a perturbed update takes two gradients. {verdict(found)}",
+            "",
+            "| | the paper's claim | the authors' records | measured here |",
+            "| --- | --- | --- | --- |",
+            f"| over plain PUGD | +3.2 % on average | {RECORDED[0]} | {_range(found, 'pugd')} |",
+            f"| over SGD | | {RECORDED[1]} | {_range(found, 'sgd')} |",
+            "",
+            "",
+        ]
+    )
+
+
+def verdict(found: Sequence[Evidence]) -> str:
+    """Return in sentences where the method wins, ties and loses, by the intervals of its differences to SGD."""
+    better, worse, open_, behind = list[str](), list[str](), list[str](), list[str]()
+    for each in found:
+        name = f"`{each.benchmark.name}` at {each.budget}"
+        _, _, low, high = each.method(OWN)["difference"]
+        group = open_ if low is None or low <= 0 <= high else better if low > 0 else worse
+        group.append(name)
+        own = each.method(OWN)["test_accuracy"][0]
+        behind += [name] if any(row["test_accuracy"][0] > own for row in each.comparison["methods"]) else []
+    told = [
+        f"{OWN} is {words} SGD, with an interval that excludes zero, on {', '.join(names)}."
+        for words, names in (("better than", better), ("worse than", worse))
+        if names
+    ]
+    told += [f"The interval holds zero on {', '.join(open_)}."] if open_ else []
+    told += [f"Another method has a higher mean on {', '.join(behind)}."] if behind else []
+    return " ".join(told)
+
+
+def _range(found: Sequence[Evidence], other: str) -> str:
+    """Return the smallest, the mean and the largest difference of the method to another over the benchmarks."""
+    gaps = [
+        100 * (each.method(OWN)["test_accuracy"][0] - each.method(other)["test_accuracy"][0])
+        for each in found
+        if any(row["method"] == other for row in each.comparison["methods"])
+    ]
+    if not gaps:
+        return "–"
+    where = counted(len(gaps), "comparison")
+    return f"{min(gaps):+.2f} to {max(gaps):+.2f} points, {fmean(gaps):+.2f} on average, in {where}"
+
+
+def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
+    """Draw each method's difference to SGD with its interval, for every benchmark and budget."""
+    axes = figure.subplots()
+    others = [name for name in METHODS if name != "sgd"]
+    for row, each in enumerate(found):
+        for place, name in enumerate(others, start=1):
+            method = next((m for m in each.comparison["methods"] if m["method"] == name), None)
+            if method is None or method["difference"] is None:
+                continue
+            mean, _, low, high = method["difference"]
+            height = row + (place - (len(others) + 1) / 2) * 0.15
+            look: dict[str, Any] = {"color": COLOURS[place], "linewidth": 2.2 if name == OWN else 1.2}
+            if low is not None:
+                axes.plot([100 * low, 100 * high], [height, height], solid_capstyle="butt", **look)
+            label = name if row == 0 else None
+            axes.plot([100 * mean], [height], MARKS[place], label=label, markersize=6 if name == OWN else 4.5, **look)
+    axes.axvline(0, color=COLOURS[0], linewidth=0.9)
+    labels = [f"{each.benchmark.name}\n{each.budget} passes" for each in found]
+    axes.set_yticks(range(len(found)), labels)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.set_xlabel("test accuracy − SGD's with the same seed (points), with 95 % interval")
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper center", ncols=len(others))
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row of results with the types that it had before it was written."""
+    texts, whole = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
+    kinds = {name: str if name in texts else int if name in whole else float for name in COLUMNS}
+    return {name: kinds[name](value) if value != "" else None for name, value in row.items()}
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"readme: there must be one part between {BEGIN} and {END}.")
+    before, rest = text.split(BEGIN)
+    middle, after = rest.split(END)
+    return before, middle, after
