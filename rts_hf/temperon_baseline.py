@@ -82,7 +82,7 @@ class TemperonOptimizer(Optimizer):
         return done if start is None else done + max(0, done - start)
 
     def step(self, closure: Any = None) -> Any:
-        """Let Temperon make its step from the gradient that is there.
+        """Let Temperon make its step from the gradient that is there; without one, nothing happens or counts.
 
         Raises:
             ValueError: If a closure is given, or the tail has begun and there is no :attr:`second_pass`, or the length
@@ -92,12 +92,19 @@ class TemperonOptimizer(Optimizer):
             raise ValueError("closure: this optimizer takes the gradient before step(), and second_pass for the other.")
         if self.total_steps is None:
             raise ValueError("total_steps=None: Temperon's tail has no place in a run of unknown length; set it.")
+        if all(parameter.grad is None for group in self.param_groups for parameter in group["params"]):
+            return  # a training loop has dropped a gradient that was not finite
         temperon = self._create(self.total_steps)
         temperon.step_count = self.param_groups[0]["temperon_step"]
         passes = iter((lambda: torch.zeros(()), self._again))
         temperon.step(lambda: next(passes)())
         for group in self.param_groups:
             group["temperon_step"] = temperon.step_count
+
+    def restart(self) -> None:
+        """Begin a run anew."""
+        for group in self.param_groups:
+            group["temperon_step"] = 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, and share it with SGD again."""

@@ -84,6 +84,29 @@ def test_a_run_of_the_training_command_counts_and_goes_on(tmp_path: Path) -> Non
     ]  # the last 3 with two gradients; of 12 it were 4, and 16 in all
 
 
+@pytest.mark.parametrize(("update", "is_second"), [(3, False), (9, True)])
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, update: int, is_second: bool) -> None:
+    class Faulty(ClosureTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            is_here = self.state.global_step + 1 == update and self._in_second_pass is is_second
+            return loss * float("nan") if is_here else loss
+
+    arguments = make_arguments(tmp_path, opt="temperon", opt_args=dict(TAIL))
+    trainer = Faulty(model=make_model("test_resnet"), args=arguments, train_dataset=Images())
+    trainer.train()
+    assert trainer.faults.counts["nonfinite_gradient"] == 1
+    assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())  # type: ignore[union-attr]
+    assert trainer.gradient_evaluations == (21 if is_second else 20)
+
+
+def test_a_second_training_begins_anew(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    for _ in range(2):
+        trainer.train()
+        assert trainer.gradient_evaluations == 21
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -91,6 +114,7 @@ def test_a_run_of_the_training_command_counts_and_goes_on(tmp_path: Path) -> Non
         ({"max_grad_norm": 1.0}, "max_grad_norm=1.0 is not there"),
         ({"warmup_steps": 3}, "warmup_steps=3 is not there"),
         ({"lr_scheduler_type": "constant"}, "is not one of opt='temperon': cosine, linear"),
+        ({"opt_args": {"tail_frac": 0}}, "tail_frac=0 leaves opt='temperon' neither tail nor anneal"),
         ({"opt_args": {"tail_frac": 3}}, "tail_frac must be in"),
     ],
 )

@@ -113,6 +113,8 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="closure"):
         optimizer.step(lambda: torch.zeros(()))
     optimizer.total_steps = 1
+    optimizer.step()  # there is no gradient
+    assert optimizer.gradient_evaluations == 0
     optimizer.param_groups[0]["temperon_step"] = 1
     parameters[0].grad = torch.ones(2)
     with pytest.raises(ValueError, match="second_pass=None"):
