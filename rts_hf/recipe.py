@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import timm.optim
+
 from rts_hf.config import RTS_FIELDS
+from rts_hf.optimizer_names import is_two_pass, stepping_name
 
 _UNSET = object()
 # An argument that is given otherwise than a recipe says it, and the recipe's settings that then have no sense.
@@ -76,7 +79,9 @@ class Recipe:
     def defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings that fill in what is not given.
 
-        Settings of an optimizer, a switch or a model go with it: where another one is given, they are left out too.
+        Settings of an optimizer, a switch or a model go with it: where another one is given, they are left out too. A
+        base optimizer stays where the new one has one; a learning rate goes where one of SGD's kind is replaced by one
+        of Adam's kind, or the other way round.
 
         >>> recipe = Recipe("mine", "", {"dataset": "cifar10", "num_train_epochs": 9, "opt": "sam", "base": "adamw"})
         >>> recipe.defaults({"num_train_epochs": 2})
@@ -91,7 +96,13 @@ class Recipe:
         for name, others in _GIVE_WAY.items():
             if name in given and given[name] != self.settings.get(name):
                 left_out.update(others)
-        return {name: copy.deepcopy(value) for name, value in self.settings.items() if name not in left_out}
+        opt = given.get("opt", self.settings.get("opt"))
+        if opt is not None and is_two_pass(opt) and "base" not in given:
+            left_out.discard("base")  # the optimizer that takes the steps stays the same
+        settings = {name: copy.deepcopy(value) for name, value in self.settings.items() if name not in left_out}
+        if _has_betas({**settings, **given}) != _has_betas(self.settings):
+            settings.pop("learning_rate", None)
+        return settings
 
     def differences(self, present: Mapping[str, Any], changed: Iterable[str]) -> list[str]:
         """Return the names of the arguments by which a run is not the recipe's.
@@ -140,3 +151,9 @@ class Recipe:
             "caveats": [*self.caveats],
             "differs_in": [*differs_in],
         }
+
+
+def _has_betas(settings: Mapping[str, Any]) -> bool:
+    """Return whether the optimizer that takes the steps is of Adam's kind, which wants another learning rate."""
+    name = stepping_name(str(settings.get("opt", "rts_pugd")), settings.get("base"))
+    return name in timm.optim.list_optimizers() and bool(timm.optim.get_optimizer_info(name).has_betas)

@@ -155,7 +155,9 @@ def describe_recipe(
     changed = {
         name for arguments in (model_args, data_args, args) for name in settings_of(arguments, only_changed=True)
     }
-    differs_in = recipe.differences(_present(model_args, data_args, args), changed - FREE_SETTINGS)
+    differs_in = recipe.differences(
+        _present(model_args, data_args, args), changed - (FREE_SETTINGS - {"early_stopping_patience"})
+    )
     return recipe.facts([*differs_in, "processes"] if args.world_size > 1 else differs_in)
 
 

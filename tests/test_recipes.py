@@ -194,10 +194,18 @@ def test_a_value_at_the_commands_default_is_given_too() -> None:
     assert differs_in(model, data, training) == ["num_train_epochs", "pretrained"]
 
 
+@pytest.mark.parametrize("words", [["--opt", "adamw"], ["--base", "adamw"], ["--opt", "sam", "--base", "adamw"]])
+def test_a_learning_rate_of_sgd_is_not_adams(words: list[str]) -> None:
+    assert parse_arguments(["--recipe", "cifar10_radius", *words, "--output_dir", "out"])[2].learning_rate == 1e-3
+    given = parse_arguments(["--recipe", "cifar10_radius", *words, "--learning_rate", "0.1", "--output_dir", "out"])[2]
+    assert given.learning_rate == 0.1
+
+
 @pytest.mark.parametrize("opt", ["momentum", "sam", "rts_pugd"])
 def test_a_baseline_shares_all_but_the_optimizers_own_settings(opt: str) -> None:
     training = parse_arguments(["--recipe", "cifar10_pugd", "--opt", opt, "--output_dir", "out"])[2]
-    assert (training.opt, training.base, training.learning_rate) == (opt, None, 0.1)
+    base = None if opt == "momentum" else "momentum"
+    assert (training.opt, training.base, training.learning_rate) == (opt, base, 0.1)
     assert training.per_device_train_batch_size == 500
 
 
