@@ -140,7 +140,8 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
 
 def _sharpness(measured: Mapping[str, Any]) -> str:
     eigenvalue, increase = (_cell(measured[name], 0, 3) for name in ("hessian_eigenvalue", "worst_case_increase"))
-    return f"Hessian's largest eigenvalue {eigenvalue}, worst loss nearby {increase} higher"
+    least = "" if measured["hessian_converged"] else "at least "
+    return f"Hessian's largest eigenvalue {least}{eigenvalue}, worst loss found nearby {increase} higher"
 
 
 def _recipe(record: Mapping[str, Any]) -> list[str]:

@@ -129,4 +129,4 @@ def test_the_console_shows_a_dash_for_none(tmp_path: Path) -> None:
     record = read_record(write_run_folder(tmp_path / "run"))
     assert "Sharpness" not in summary(record, "run")
     text = summary({**record, "sharpness": {**MEASURED, "hessian_eigenvalue": None}}, "run")
-    assert "Sharpness             Hessian's largest eigenvalue –, worst loss nearby 0.096 higher" in text
+    assert "Sharpness             Hessian's largest eigenvalue –, worst loss found nearby 0.096 higher" in text
