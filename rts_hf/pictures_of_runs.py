@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rts_hf.figures_of_runs import (
     limits_of_surfaces,
     names_of_runs,
 )
+from rts_hf.run_folder import read_record
 
 
 def draw_pictures(
@@ -47,9 +48,10 @@ def draw_pictures(
 
     Raises:
         FileNotFoundError: If a folder holds no run, or no weights.
-        ValueError: If an argument is outside its range, runs bear the same name, their data is not there any more, or
-            a file holds what was measured with other settings.
+        ValueError: If an argument is outside its range, runs bear the same name or differ in data or batch, their data
+            is not there any more, or a file holds what was measured with other settings.
     """
+    _check_alike(runs)
     names = names_of_runs(runs)
     histories = [History.read(run, name) for run, name in zip(runs, names, strict=True)]
     folder = Path(output_dir)
@@ -76,3 +78,25 @@ def draw_pictures(
         lines = dict(zip(names[1:], lines_of_runs(runs, kept, **common), strict=True))
         paths += draw_figure(folder / "lines", partial(draw_lines, first=names[0], lines=lines), height=3.9)
     return paths
+
+
+def _check_alike(runs: Sequence[str | Path]) -> None:
+    """Refuse runs that a gradient evaluation does not mean the same for."""
+    records = [read_record(run) for run in runs]
+    for run, record in zip(runs, records, strict=True):
+        for what in ("name", "splits", "label_noise", "train_fraction"):
+            if record["data"].get(what) != records[0]["data"].get(what):
+                raise ValueError(
+                    f"runs {str(runs[0])!r} and {str(run)!r} differ in data {what}; draw them in different folders."
+                )
+        if _batch(record) != _batch(records[0]):
+            raise ValueError(
+                f"runs {str(runs[0])!r} and {str(run)!r} have {_batch(records[0])} and {_batch(record)} images an "
+                "update; a gradient evaluation costs them different work, so draw them in different folders."
+            )
+
+
+def _batch(record: Mapping[str, Any]) -> int:
+    told = record["arguments"]["training"]
+    images = told.get("per_device_train_batch_size") or 1
+    return int(images * (told.get("gradient_accumulation_steps") or 1) * record["hardware"]["processes"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from run_folder_for_tests import write_run_folder
+from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf import figures, landscapes_of_runs, pictures_of_runs
 from rts_hf.landscape import Line, Surface
@@ -71,3 +72,19 @@ def test_landscapes_are_drawn_on_one_scale(tmp_path: Path, monkeypatch: pytest.M
     assert limits == [(1.0, 4.0)] * 2
     alone = draw_pictures(runs[:1], tmp_path / "alone", landscape=True)
     assert "lines.png" not in [path.name for path in alone]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["data"].update(label_noise={"flipped": 3, "of": 9}), "differ in data label_noise"),
+        (lambda record: record["data"].update(name="other"), "differ in data name"),
+        (lambda record: record["hardware"].update(processes=2), "have 64 and 128 images an update"),
+    ],
+)
+def test_runs_that_cannot_share_an_axis_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    runs = [write_run_folder(tmp_path / kind, kind) for kind in ("sgd", "sam")]
+    edit_json(runs[1] / "run.json", change)
+    with pytest.raises(ValueError, match=message):
+        draw_pictures(runs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
