@@ -148,7 +148,9 @@ class RTSTrainingArguments(TrainingArguments):
     recipe: str | None = field(default=None, metadata={"help": "Settings for what is not given; see --list_recipes."})
     opt: str = field(
         default="rts_pugd",
-        metadata={"help": "rts_pugd, pugd (plain, from the first step), sam, asam, or any optimizer timm knows."},
+        metadata={
+            "help": "rts_pugd, pugd (plain, from the first step), sam, asam, temperon, or any optimizer timm knows."
+        },
     )
     base: str | None = field(
         default=None, metadata={"help": "Base optimizer of a two-pass one, any name timm knows. Default: sgd."}

@@ -90,15 +90,16 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("\n\nThe end.\n")
-    row = next(line for line in text.splitlines() if line.startswith("| `digits_noise`"))
-    assert row == (
-        "| `digits_noise`: 40 % of the training labels wrong | 30 | 91.00 ± 1.00 | 80.00 ± 0.00 | **94.17 ± 1.04** | "
-        "+3.17 (+2.45 to +3.88) |"
-    )
-    assert "over 3 seeds" in text
+    lines = text.splitlines()
+    what = "| `digits_noise`: 40 % of the training labels wrong | 30 | 3 |"
+    assert f"{what} 91.00 ± 1.00 | 80.00 ± 0.00 | **94.17 ± 1.04** |" in lines
+    assert (
+        "| `digits_noise` | 30 | +3.17 (+2.45 to +3.88) | +14.17 (+11.58 to +16.75) | +3.17 (+2.45 to +3.88) (sgd) |"
+    ) in lines
     assert "rts_pugd is better than SGD, with an interval that excludes zero, on `digits_noise` at 30." in text
+    assert "Not measured yet: `digits` at 30, `digits` at 100, `digits_noise` at 100, " in text
     assert "| over plain PUGD | +3.2 % on average |" in text
-    assert "+14.17 to +14.17 points, +14.17 on average, in 1 comparison " in text
+    assert "| +14.17 points in 1 comparison |" in text
     first = {path: path.read_bytes() for path in paths}
     assert {path: path.read_bytes() for path in write_evidence(records, tmp_path / "README.md")} == first
 
@@ -111,22 +112,35 @@ def test_a_loss_is_told_as_one(tmp_path: Path) -> None:
         )
     text = markdown(read_evidence(tmp_path / "records"))
     assert "rts_pugd is worse than SGD, with an interval that excludes zero, on `digits` at 30." in text
-    assert "The interval holds zero on `digits` at 100." in text
-    assert "Another method has a higher mean on `digits` at 30, `digits` at 100." in text
+    assert "The interval of its difference to SGD holds zero on `digits` at 100." in text
+    assert "(sam) |" in text
+    keep(write_comparison(tmp_path / "one", {"sgd": [0.9], "rts_pugd": [0.8]}), tmp_path / "one-seed" / "digits-30")
+    assert "There is no interval on `digits` at 30." in markdown(read_evidence(tmp_path / "one-seed"))
     assert "better than" not in text
 
 
 def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = dict(commands(str(tmp_path), seeds=2, jobs=1))
     assert list(made) == [f"{each.name}-{budget}" for each in BENCHMARKS for budget in each.budgets]
-    called: list[list[str]] = []
-    monkeypatch.setattr("rts_hf.compare.compare", lambda *args, **settings: called.append([*args[0]]))
-    write_comparison(tmp_path / "digits-30", {"sgd": [0.9, 0.8], "rts_pugd": [0.9, 0.8]})
-    words = ["--rerun", "digits-30", "--output_dir", str(tmp_path), "--records", str(tmp_path / "records")]
+    called: list[dict[str, Any]] = []
+    monkeypatch.setattr("rts_hf.compare.compare", lambda opts, **settings: called.append({"opts": opts, **settings}))
+    write_comparison(tmp_path / "digits_noise-100", {"sgd": [0.9, 0.8], "rts_pugd": [0.9, 0.8]})
+    words = [
+        "--rerun",
+        "digits_noise-100",
+        "--seeds",
+        "4",
+        "--output_dir",
+        str(tmp_path),
+        "--records",
+        str(tmp_path / "records"),
+    ]
     monkeypatch.setattr(sys, "argv", ["evidence.py", *words, "--readme", str(readme(tmp_path))])
     runpy.run_path(str(ROOT / "scripts" / "evidence.py"), run_name="__main__")
-    assert called == [[*METHODS]]
-    with (tmp_path / "records" / "digits-30" / "results.csv").open() as file:
+    (call,) = called
+    assert (call["opts"], call["budget"], call["seeds"]) == ([*METHODS], 100, 4)
+    assert call["words"] == ["--label_noise", "0.4", "--draw_figures", "false"]
+    with (tmp_path / "records" / "digits_noise-100" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
 
 
