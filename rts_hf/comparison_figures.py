@@ -100,7 +100,7 @@ def _draw_histories(axes: Axes, comparison: Mapping[str, Any], curves: Mapping[s
     axes.set_ylabel("validation accuracy (%)")
     if lows:
         # The first third of a training would press the part that tells methods apart together.
-        axes.set_ylim(max(0.0, min(lows) - 2), None)
+        axes.set_ylim(max(0.0, min(lows) - 2), min(axes.get_ylim()[1], 100.5))  # there is nothing above 100
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
 
 
