@@ -55,7 +55,7 @@ class RTSPUGD(TimedOptimizer):
             ``adamw``, ``lion``.
         method: How ε is built and what the base optimizer receives: ``pugd``, ``sam`` or ``asam``. The latter two
             want ``scale="constant", scale_beta_max=0``, which the registered names ``sam`` and ``asam`` set.
-        radius, radius_beta_min, radius_beta_max: Strategy and bounds of α_r, as in :class:`AlphaSchedule`.
+        radius, radius_beta_min, radius_beta_max: As in :class:`AlphaSchedule`; β_max None: 1 if ``constant``, else 2.
         scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
         switch: ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to perturb
             from the first step; the settings of a named one are further keyword arguments with the prefix
@@ -82,7 +82,7 @@ class RTSPUGD(TimedOptimizer):
         method: str = "pugd",
         radius: str = "cosine_annealing",
         radius_beta_min: float = 0.0,
-        radius_beta_max: float = 2.0,
+        radius_beta_max: float | None = None,
         scale: str = "cosine_annealing",
         scale_beta_min: float = 0.0,
         scale_beta_max: float = 1.0,
@@ -93,6 +93,7 @@ class RTSPUGD(TimedOptimizer):
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"method={method!r} is unknown; choose one of {', '.join(METHODS)}.")
+        radius_beta_max = (1.0 if radius == "constant" else 2.0) if radius_beta_max is None else radius_beta_max
         check_schedule("radius", radius, radius_beta_min, radius_beta_max)
         check_schedule("scale", scale, scale_beta_min, scale_beta_max)
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}

@@ -113,7 +113,7 @@ def fsdp2(method: str) -> None:
 
 def fsdp2_restore() -> None:
     net = shard(make_net())
-    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=4)
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=4, radius_beta_max=1.0)
     x, y = mine(0)
     nn.functional.mse_loss(net(x), y).backward()
     before = [p.to_local().clone() for p in net.parameters()]

@@ -121,3 +121,11 @@ def test_stats_are_plain_numbers() -> None:
 def test_bad_settings(settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         RTSPUGD(make_net().parameters(), **{"lr": 0.1, **settings})
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, 2.0), ({"radius": "constant"}, 1.0)])
+def test_a_constant_radius_is_plain_pugds_unless_it_is_given(settings: dict[str, str], expected: float) -> None:
+    optimizer = RTSPUGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, **settings)
+    assert optimizer.radius_schedule.beta_max == expected
+    given = RTSPUGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, **settings, radius_beta_max=3.0)
+    assert given.radius_schedule.beta_max == 3.0

@@ -270,7 +270,7 @@ def test_a_run_too_short_for_its_switch_never_fires(tmp_path: Path, epochs: int)
     data = DataArguments(max_train_samples=30, max_eval_samples=30, image_size=8)
     with pytest.warns(UserWarning, match="will never perturb"):
         record = train(ModelArguments(model="test_resnet"), data, settings(tmp_path, num_train_epochs=epochs,
-                       per_device_train_batch_size=30))  # fmt: skip
+                       per_device_train_batch_size=30, switch="fixed", switch_at="0.8"))  # fmt: skip
     assert record["updates"] == epochs
     assert record["optimizer"]["switch"]["fired"] is False
     assert record["optimizer"]["switch"]["step"] is None
