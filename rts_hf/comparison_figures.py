@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rts_hf.figures import DPI, INK, STYLE
+from rts_hf.figures import INK, STYLE, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def draw_comparison(
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    target, paths = Path(folder), []
+    target, paths = Path(folder), list[Path]()
     target.mkdir(parents=True, exist_ok=True)
     count = len(comparison["methods"])
     with matplotlib.style.context(["default", STYLE]):
@@ -50,9 +50,7 @@ def draw_comparison(
                 _draw_accuracy(axes, comparison, rows)
             else:
                 _draw_histories(axes, comparison, curves)
-            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                paths.append(target / f"{name}.{suffix}")
-                figure.savefig(paths[-1], dpi=DPI, metadata=metadata)
+            paths += save_figure(figure, target / name)
     return paths
 
 

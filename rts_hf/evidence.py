@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from rts_hf.card_text import counted
 from rts_hf.comparison_figures import COLOURS, MARKS, draw_comparison
 from rts_hf.comparison_tables import COLUMNS, FORMAT, difference, spread, summarise, to_csv, to_markdown
-from rts_hf.figures_of_runs import draw_figure, draw_lines, draw_strategies, draw_surface, limits_of_surfaces
+from rts_hf.figures_of_runs import draw_figure, draw_strategies
 from rts_hf.files import read_json_object, write_text
 from rts_hf.landscape import Line, Surface, read_landscape
+from rts_hf.pictures_of_runs import draw_landscapes
 from rts_hf.run_folder import COMPARISON_NAME, read_log
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ RECORDED = (
     "100, 0.9217 after 200, with twice the gradients an epoch. The longer SGD runs went through two cosine periods",
 )
 BEGIN, END = "<!-- made by scripts/evidence.py: begin -->", "<!-- made by scripts/evidence.py: end -->"
-
-
 LANDSCAPE = "digits_noise-100"  # the comparison whose runs of seed 0 the surfaces and the line are of
 
 
@@ -80,10 +79,6 @@ class Evidence(NamedTuple):
     comparison: dict[str, Any]
     rows: list[dict[str, Any]]
     curves: dict[str, list[list[tuple[int, float]]]]
-
-    def method(self, name: str) -> dict[str, Any]:
-        """Return the summary of a method."""
-        return next(each for each in self.comparison["methods"] if each["method"] == name)
 
 
 def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
@@ -166,12 +161,7 @@ def _draw_landscapes(folder: Path) -> list[Path]:
     """Draw the surfaces and the line that are kept in a folder."""
     surfaces = {name: cast(Surface, read_landscape(folder / f"surface-{name}.npz")) for name in ("sgd", OWN)}
     line = cast(Line, read_landscape(folder / f"line-sgd-{OWN}.npz"))
-    limits = limits_of_surfaces([surface.loss for surface in surfaces.values()])
-    paths: list[Path] = []
-    for name, surface in surfaces.items():
-        draw = partial(draw_surface, name=name, x=surface.x, y=surface.y, loss=surface.loss, limits=limits)
-        paths += draw_figure(folder / f"surface-{name}", draw, height=3.9)
-    return [*paths, *draw_figure(folder / "line", partial(draw_lines, first="sgd", lines={OWN: line}), height=3.9)]
+    return draw_landscapes(folder, surfaces, {OWN: line})
 
 
 def read_evidence(folder: str | Path) -> list[Evidence]:

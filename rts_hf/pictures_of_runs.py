@@ -63,21 +63,36 @@ def draw_pictures(
     # needs torch and transformers, which take seconds to import
     from rts_hf.landscapes_of_runs import lines_of_runs, surface_of_run
 
-    files = [re.sub(r"[^\w.-]", "_", name) for name in names]
+    files = [_file(name) for name in names]
     common: dict[str, Any] = {"images": images, "progress": not disable_tqdm}
     surfaces = [
         surface_of_run(run, folder / f"surface-{file}.npz", points=points, span=span, seed=seed, **common)
         for run, file in zip(runs, files, strict=True)
     ]
-    limits = limits_of_surfaces([surface.loss for surface in surfaces])
-    for name, file, surface in zip(names, files, surfaces, strict=True):
+    kept = [folder / f"line-{files[0]}-{file}.npz" for file in files[1:]]
+    lines = dict(zip(names[1:], lines_of_runs(runs, kept, **common), strict=True)) if kept else {}
+    return [*paths, *draw_landscapes(folder, dict(zip(names, surfaces, strict=True)), lines)]
+
+
+def draw_landscapes(folder: Path, surfaces: Mapping[str, Any], lines: Mapping[str, Any]) -> list[Path]:
+    """Draw ``surface-<run>`` of each run, on one scale, and ``lines`` if there are any; return their paths.
+
+    Args:
+        folder: Where.
+        surfaces: :class:`rts_hf.landscape.Surface` by the run's name.
+        lines: :class:`rts_hf.landscape.Line` from the first run to others, by their names.
+    """
+    limits, paths = limits_of_surfaces([surface.loss for surface in surfaces.values()]), list[Path]()
+    for name, surface in surfaces.items():
         draw = partial(draw_surface, name=name, x=surface.x, y=surface.y, loss=surface.loss, limits=limits)
-        paths += draw_figure(folder / f"surface-{file}", draw, height=3.9)
-    if len(runs) > 1:
-        kept = [folder / f"line-{files[0]}-{file}.npz" for file in files[1:]]
-        lines = dict(zip(names[1:], lines_of_runs(runs, kept, **common), strict=True))
-        paths += draw_figure(folder / "lines", partial(draw_lines, first=names[0], lines=lines), height=3.9)
+        paths += draw_figure(folder / f"surface-{_file(name)}", draw, height=3.9)
+    if lines:
+        paths += draw_figure(folder / "lines", partial(draw_lines, first=next(iter(surfaces)), lines=lines), height=3.9)
     return paths
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _check_alike(runs: Sequence[str | Path]) -> None:

@@ -154,7 +154,7 @@ def test_landscapes_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
     measure_landscapes(tmp_path / "c", records / "landscape", progress=False)
     shutil.rmtree(tmp_path / "c")
     names = {path.name for path in write_evidence(records, readme(tmp_path))}
-    assert names >= {"surface-sgd.png", "surface-rts_pugd.png", "line.png"}
+    assert names >= {"surface-sgd.png", "surface-rts_pugd.png", "lines.png"}
 
 
 def test_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ LAYOUT: dict[str, set[str]] = {
     "comparison_report": {"comparison_figures", "comparison_tables", "files", "hub", "run_folder"},
     "evidence": {
         "card_text", "comparison_figures", "comparison_tables", "figures_of_runs", "files", "landscape",
-        "landscapes_of_runs", "run_folder",
+        "landscapes_of_runs", "pictures_of_runs", "run_folder",
     },
     "compare": {"backends", "comparison", "comparison_report", "tuning"},
 }  # fmt: skip
