@@ -75,8 +75,8 @@ def train(
         model_args: Which backbone, and from which weights.
         data_args: Which images, and how they are split.
         training_args: How to train.
-        measure_test: Read the test split at the end; a run that only helps to choose settings must not. Then no
-            pictures are drawn either.
+        measure_test: Read the test split at the end; a run that only helps to choose settings must not. Then
+            sharpness is not measured either, and no pictures are drawn.
 
     Returns:
         The record that ``run.json`` holds.
@@ -183,7 +183,9 @@ def train(
         remove_drafts(folder)
     trainer.save_model()
     trainer.save_state()
-    sharpness, reason = on_main_process(training_args, lambda: _sharpness(trainer, data))
+    sharpness, reason = None, None
+    if measure_test and training_args.measure_sharpness:
+        sharpness, reason = on_main_process(training_args, lambda: _sharpness(trainer, data))
     complete = record("complete", metrics, classes, reason, sharpness)
     if trainer.is_world_process_zero():
         _show(folder, training_args.draw_figures and measure_test)
@@ -376,8 +378,6 @@ def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[
 
 def _sharpness(trainer: RTSTrainer, data: DataBundle) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of the weights that are kept, in their own precision, and why there is none."""
-    if not trainer.args.measure_sharpness:
-        return None, None
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     images = data.train.without_augmentation()
     return measure_run_sharpness(model, images, image_size=data.image_size, device=trainer.args.device)

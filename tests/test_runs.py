@@ -132,7 +132,8 @@ def test_pictures_are_left_out_where_they_are_not_asked_for_and_old_ones_do_not_
     changes: dict[str, Any] = {"opt": "sgd", "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
     changes |= {"load_best_model_at_end": False, "metric_for_best_model": None}
     model = ModelArguments(model="test_resnet")
-    train(model, SMALL, settings(tmp_path / "chosen", **changes), measure_test=False)
+    chosen = train(model, SMALL, settings(tmp_path / "chosen", **changes, measure_sharpness=True), measure_test=False)
+    assert chosen["sharpness"] is None
     assert not [*(tmp_path / "chosen").rglob("*.png"), *(tmp_path / "chosen").rglob("*.svg")]
     for draws in (True, False):
         record = train(model, SMALL, settings(tmp_path / "run", **changes, overwrite=True, draw_figures=draws))
