@@ -11,11 +11,12 @@ from torch import Tensor
 
 from rts_hf.bases import create_base
 from rts_hf.parallelism import check_parameters
-from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, scale_, unit_gradients
+from rts_hf.perturbation import METHODS, copy_, global_norm, perturb_, probe, save_and_measure
 from rts_hf.scaling import factor_between, refuse_closure
 from rts_hf.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.switching import PhaseSwitch, create_switch
 from rts_hf.timing import TimedOptimizer, check_whole, name_at, place
+from rts_hf.unit_step import take_unit_step
 
 
 class RTSPUGD(TimedOptimizer):
@@ -65,7 +66,8 @@ class RTSPUGD(TimedOptimizer):
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
         **base_kwargs: Arguments of the base optimizer, as :func:`timm.optim.create_optimizer_v2` takes them
-            (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``foreach``, ...).
+            (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``fused``, ...). With ``fused=True``, the fastest,
+            the base divides by the norm itself, and leaves out a step whose gradient is infinite or NaN.
 
     Raises:
         ValueError: For a setting outside its range, an unknown name, or settings that do not belong together.
@@ -120,7 +122,7 @@ class RTSPUGD(TimedOptimizer):
         self._buffers: list[Tensor] = []
         self._norms: tuple[Tensor | float, Tensor | float] = 0.0, 0.0  # ‖g‖ and ‖ε‖ of the last step
         self._coming_norms: tuple[Tensor | float, Tensor | float] | None = None  # those of a step that is under way
-        self._sum_norm: Tensor | float | None = None  # its ‖g* + α_s·g‖, once there is a g*
+        self._probe_norm: Tensor | float | None = None  # that of a share of g* + α_s·g, once there is a g*
         self._rescaled: tuple[Tensor | float, Tensor | float] = 1.0, 1.0  # that norm before and at the last step
         self._alphas = (0.0, 0.0)
         self._unusable: Tensor | int = 0
@@ -215,7 +217,7 @@ class RTSPUGD(TimedOptimizer):
                 "perturbed() was called for a step that wants no second pass "
                 f"(phase={self.phase!r}, step={self._lead['rts_step']}); ask `if optimizer.perturbing:` first."
             )
-        if self._sum_norm is not None:
+        if self._probe_norm is not None:
             self._warn_once(
                 "perturbed() came a second time before step(), and scales the first gradients twice. With "
                 "accumulation, run the first pass over all micro-batches of the update, then the second over them all "
@@ -228,14 +230,13 @@ class RTSPUGD(TimedOptimizer):
         self._is_perturbed = True
         try:
             with torch.no_grad():
-                copy_(saved, params)
+                method, divisor = METHODS[self.method], None
+                if params:
+                    norm, divisor = save_and_measure(params, grads, saved, method)
             try:
                 with torch.no_grad():
-                    if params:
-                        norm = global_norm(grads)
-                        epsilon_norm = perturb_(params, grads, saved, self._alphas[0], METHODS[self.method])
-                        self._coming_norms = norm, epsilon_norm
-                        scale_(grads, self._alphas[1])
+                    if divisor is not None:
+                        self._coming_norms = norm, perturb_(params, grads, divisor, *self._alphas, method)
                 torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
                 yield
             finally:
@@ -244,7 +245,7 @@ class RTSPUGD(TimedOptimizer):
                 torch.clear_autocast_cache()
             _, grads = self._params_and_gradients()
             with torch.no_grad():
-                self._sum_norm = global_norm(grads) if grads else 0.0
+                self._probe_norm = global_norm([probe(grads)]) if grads else 0.0
         finally:
             self._is_perturbed = False
 
@@ -277,22 +278,22 @@ class RTSPUGD(TimedOptimizer):
             self.base_optimizer.step()
             return loss
         if not grads:
-            self._coming_norms = self._sum_norm = None
+            self._coming_norms = self._probe_norm = None
             return loss
         self._warn_if_progress_is_unknown()
         norm = global_norm(grads)
-        evaluations = 1 if self._sum_norm is None else 2
-        if self._sum_norm is None or self._coming_norms is None:
+        evaluations = 1 if self._probe_norm is None else 2
+        if self._probe_norm is None or self._coming_norms is None:
             self._alphas = self._alphas_now()
             self._norms, self._rescaled = (norm, 0.0), (1.0, 1.0)
         else:
-            self._norms, self._rescaled = self._coming_norms, (self._sum_norm, norm)
+            self._norms, self._rescaled = self._coming_norms, (self._probe_norm, global_norm([probe(grads)]))
         if self.phase == "pugd":
             self._step_after_switch(params, grads, norm)
         else:
             self.base_optimizer.step()
         self._finish_step(evaluations, norm if self.phase == "sgd" else None)
-        self._coming_norms = self._sum_norm = None
+        self._coming_norms = self._probe_norm = None
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -306,7 +307,7 @@ class RTSPUGD(TimedOptimizer):
                 "zero_grad() inside perturbed() would drop α_s·g, the first pass's share; call it after step()."
             )
         super().zero_grad(set_to_none)
-        self._coming_norms = self._sum_norm = None
+        self._coming_norms = self._probe_norm = None
 
     def _second_pass(self, closure: Callable[[], Any]) -> None:
         """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
@@ -331,7 +332,7 @@ class RTSPUGD(TimedOptimizer):
 
     def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
         """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
-        if self.perturbing and self._sum_norm is None and any(group["lr"] for group in self.param_groups):
+        if self.perturbing and self._probe_norm is None and any(group["lr"] for group in self.param_groups):
             self._warn_once(
                 "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
                 "pass inside `with optimizer.perturbed():`, or pass a closure."
@@ -339,17 +340,8 @@ class RTSPUGD(TimedOptimizer):
         if not METHODS[self.method].unit_gradient:
             self.base_optimizer.step()
             return
-        units = self._buffers_like(params)
-        if any(grad.dtype != param.dtype for param, grad in zip(params, grads, strict=True)):
-            units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
-        self._unusable = unit_gradients(grads, units, norm) + self._unusable
-        try:
-            for param, unit in zip(params, units, strict=True):
-                param.grad = unit
-            self.base_optimizer.step()
-        finally:
-            for param, grad in zip(params, grads, strict=True):
-                param.grad = grad
+        unusable = take_unit_step(self.base_optimizer, params, grads, norm, lambda: self._buffers_like(params))
+        self._unusable = unusable + self._unusable
 
     def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]

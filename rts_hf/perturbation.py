@@ -5,7 +5,7 @@ Every function works on whole lists with multi-tensor kernels and never waits fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -45,6 +45,10 @@ METHODS: Mapping[str, TwoPassMethod] = MappingProxyType(
 
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+# Elements of a part that is worked on at a time. Working memory is one part; fewer parts are fewer operations.
+_BLOCK = 2**25
+# On a CPU, the parts of longer lists stay in its cache from one operation to the next.
+_CACHED_BLOCK = 2**18
 # Devices with a fused kernel of SGD, whose overflow guard is what unit_gradients needs of it.
 _FUSED_DEVICES = frozenset({"cpu", "cuda", "xpu", "mps", "mtia", "hpu"})
 
@@ -58,6 +62,11 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     Raises:
         RuntimeError: If some tensors are sharded and others are not.
     """
+    return _total(_norms(tensors))
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Return each tensor's L2 norm, in float32 at least."""
     sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
     if sharded:
         if sharded < len(tensors):
@@ -66,14 +75,25 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
                 "does not support fully_shard's ignored_params."
             )
         # the sharding rule of the list norm does not take a dtype
-        norms = torch._foreach_norm([t.float() if t.dtype in _LOW_PRECISION else t for t in tensors], 2)
-    else:
-        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-        norms = torch._foreach_norm(tensors, 2, dtype=dtype)
+        return [*torch._foreach_norm([t.float() if t.dtype in _LOW_PRECISION else t for t in tensors], 2)]
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [*torch._foreach_norm(tensors, 2, dtype=dtype)]
+
+
+def _total(norms: list[Tensor]) -> Tensor:
+    """Return the norm of what has these norms, as a scalar tensor on the first one's device."""
     if any(norm.device != norms[0].device for norm in norms):
-        norms = tuple(norm.to(norms[0].device) for norm in norms)
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+        norms = [norm.to(norms[0].device) for norm in norms]
+    if any(norm.dtype != norms[0].dtype for norm in norms):  # of parts, some in float32 and some in float64
+        norms = [norm.double() for norm in norms]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def probe(tensors: list[Tensor]) -> Tensor:
+    """Return the smallest tensor with a 64th of all elements, or the largest: by its norm, how all were scaled."""
+    enough = sum(tensor.numel() for tensor in tensors) / 64
+    return min(tensors, key=lambda tensor: (tensor.numel() < enough, abs(tensor.numel() - enough)))
 
 
 def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -85,49 +105,118 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
         torch._foreach_copy_(targets, sources)
 
 
-def perturb_(
-    params: list[Tensor], grads: list[Tensor], saved: list[Tensor], radius: float, method: TwoPassMethod
-) -> Tensor:
-    """Move ``params`` from w to w + ε in place and return ‖ε‖ as a scalar tensor.
-
-    Where the norm that ε is divided by is zero, ε is zero. A gradient with NaN or infinity gives a perturbation that
-    is not finite either; the weights come back from ``saved``.
+def save_and_measure(
+    params: list[Tensor], grads: list[Tensor], saved: list[Tensor], method: TwoPassMethod
+) -> tuple[Tensor, Tensor]:
+    """Copy w into ``saved``, bit for bit, and return ‖g‖ and the norm that ε is divided by, as scalar tensors.
 
     Args:
-        params: The weights w; they double as working memory, so that none is allocated.
-        grads: Their gradients g, at any common scale: ε does not depend on it.
-        saved: A copy of w.
-        radius: α_r ≥ 0.
+        params: The weights w.
+        grads: Their gradients g.
+        saved: Tensors like ``params``.
         method: How ε is built.
     """
-    if any(param.dtype in _LOW_PRECISION for param in params):
-        # |w|⊙g would underflow or round coarsely: build w + ε in float32 and let only the sum be rounded.
-        weights = [weight.float() for weight in saved]
-        copies = [weight.clone() for weight in weights]
-        epsilon_norm = perturb_(weights, [grad.float() for grad in grads], copies, radius, method)
-        copy_(params, weights)
-        return epsilon_norm
-
-    if method.weight_power == 0:
-        copy_(params, grads)
-    else:
-        if method.weight_power == 1:
-            torch._foreach_abs_(params)
-        torch._foreach_mul_(params, grads)  # for |w|² this is w⊙g, which has the norm of |w|⊙g
-    divisor = global_norm(params)
-    if method.weight_power == 2:
-        torch._foreach_mul_(params, saved)
-    factor = torch.where(divisor == 0, divisor, radius / divisor)
-    torch._foreach_mul_(params, factor)
-    epsilon_norm = factor * divisor if method.weight_power == method.norm_power else global_norm(params)
-    torch._foreach_add_(params, saved)
-    return epsilon_norm
+    gradient_norms, divisors = list[Tensor](), list[Tensor]()
+    for weights, gradients, copies in _blocks(params, grads, saved):
+        copy_(copies, weights)
+        gradient_norms += _norms(gradients)
+        if method.norm_power:
+            divisors += _norms(_products(weights, gradients))  # which has the norm of |w|⊙g
+    norm = _total(gradient_norms)
+    return norm, _total(divisors) if method.norm_power else norm
 
 
-def scale_(grads: list[Tensor], factor: float) -> None:
-    """Multiply the gradients in place; a factor of 0 makes NaN of infinity, so that it hides no overflow."""
-    if factor != 1 and grads:
-        torch._foreach_mul_(grads, factor)
+def perturb_(
+    params: list[Tensor], grads: list[Tensor], divisor: Tensor, radius: float, scale: float, method: TwoPassMethod
+) -> Tensor:
+    """Move ``params`` from w to w + ε, multiply ``grads`` by α_s, both in place, and return ‖ε‖ as a scalar tensor.
+
+    Where the norm that ε is divided by is zero, ε is zero. A gradient with NaN or infinity gives a perturbation that
+    is not finite either. A scale of 0 makes NaN of infinity, so that it hides no overflow.
+
+    Args:
+        params: The weights w.
+        grads: Their gradients g, at any common scale: ε does not depend on it.
+        divisor: The norm that :func:`save_and_measure` returned.
+        radius: α_r ≥ 0.
+        scale: α_s ≥ 0.
+        method: How ε is built.
+    """
+    factor = divisor.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0) * radius
+    epsilon_norms = list[Tensor]()
+    for weights, gradients in _blocks(params, grads):
+        epsilon = _scaled_directions(weights, gradients, method.weight_power)
+        torch._foreach_mul_(epsilon, factor)
+        if method.weight_power != method.norm_power:
+            epsilon_norms += _norms(epsilon)
+        if any(weight.dtype in _LOW_PRECISION for weight in weights):
+            # |w|⊙g would underflow or round coarsely, so only the sum is rounded
+            torch._foreach_add_(epsilon, [weight.float() for weight in weights])
+            copy_(weights, epsilon)
+        else:
+            torch._foreach_add_(weights, epsilon)
+        if scale != 1:
+            torch._foreach_mul_(gradients, scale)
+    return _total(epsilon_norms) if epsilon_norms else factor * divisor
+
+
+def _scaled_directions(weights: list[Tensor], gradients: list[Tensor], weight_power: int) -> list[Tensor]:
+    """Return ``|w|^weight_power ⊙ g`` in new tensors, in float32 at least."""
+    if weight_power == 0:
+        return [*torch._foreach_mul(_in_float(gradients), 1.0)]
+    if weight_power == 1:
+        directions = [*torch._foreach_abs(_in_float(weights))]
+        torch._foreach_mul_(directions, _in_float(gradients))
+        return directions
+    directions = _products(weights, gradients)
+    torch._foreach_mul_(directions, _in_float(weights))  # w⊙w⊙g
+    return directions
+
+
+def _products(weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """Return w ⊙ g in new tensors, in float32 at least."""
+    return [*torch._foreach_mul(_in_float(weights), _in_float(gradients))]
+
+
+def _in_float(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.float() if tensor.dtype in _LOW_PRECISION else tensor for tensor in tensors]
+
+
+def _blocks(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yield lists of tensors that belong together in parts, so that what is made of a part stays small.
+
+    Args:
+        *lists: Lists whose tensors at one place have the same shape.
+    """
+    first = lists[0]
+    total = sum(tensor.numel() for tensor in first)
+    if total <= _BLOCK or any(isinstance(tensor, DTensor) for tensors in lists for tensor in tensors):
+        yield lists
+        return
+    size = _CACHED_BLOCK if all(tensor.device.type == "cpu" for tensor in first) else _BLOCK
+    block: tuple[list[Tensor], ...] = tuple([] for _ in lists)
+    held = 0
+    for tensors in zip(*lists, strict=True):
+        count = tensors[0].numel()
+        if count > size and all(tensor.is_contiguous() for tensor in tensors):
+            for parts in zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True):
+                yield tuple([part] for part in parts)
+            continue
+        if held and held + count > size:
+            yield block
+            block, held = tuple([] for _ in lists), 0
+        for members, tensor in zip(block, tensors, strict=True):
+            members.append(tensor)
+        held += count
+    if held:
+        yield block
+
+
+def is_unusable(norm: Tensor) -> Tensor:
+    """Return whether a norm is zero, infinite or NaN, as a scalar tensor."""
+    limits = torch.finfo(norm.dtype)
+    # zero and infinity lie outside the limits, and NaN differs from itself
+    return norm.clamp(limits.smallest_normal * limits.eps, limits.max) != norm
 
 
 def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> Tensor:
@@ -144,9 +233,7 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> 
     Returns:
         Whether the norm is unusable, as a scalar tensor.
     """
-    limits = torch.finfo(norm.dtype)
-    # zero and infinity lie outside the limits, and NaN differs from itself
-    unusable = norm.clamp(limits.smallest_normal * limits.eps, limits.max) != norm
+    unusable = is_unusable(norm)
     grads, buffers = _local_shards(grads), _local_shards(buffers)
     # the fused kernel below walks through memory, so a gradient must lie there as its buffer does
     grads = [

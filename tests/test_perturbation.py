@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rts_hf import RTSPUGD
-from rts_hf.perturbation import METHODS, global_norm, perturb_, unit_gradients
+from rts_hf.perturbation import METHODS, _blocks, global_norm, perturb_, save_and_measure, unit_gradients
 
 
 def test_norms_are_accumulated_in_float32_at_least() -> None:
@@ -21,13 +21,59 @@ def test_norms_are_accumulated_in_float32_at_least() -> None:
 def test_epsilon(name: str) -> None:
     method = METHODS[name]
     w, g = torch.tensor([1.0, -2.0, 0.0, 4.0]), torch.tensor([0.5, 1.0, 2.0, -1.0])
-    param = w.clone()
-    norm = perturb_([param], [g], [w], 0.3, method)
+    param, saved = w.clone(), torch.full_like(w, torch.nan)
+    norm, divisor = save_and_measure([param], [g], [saved], method)
+    torch.testing.assert_close(norm, g.norm())
+    assert torch.equal(param, w)
+    assert torch.equal(saved, w)
+    norm = perturb_([param], [g], divisor, 0.3, 1.0, method)
     direction = w.abs() ** method.weight_power * g
     expected = 0.3 * direction / (w.abs() ** method.norm_power * g).norm()
     torch.testing.assert_close(param - w, expected)
     torch.testing.assert_close(norm, expected.norm())
     assert torch.equal(g, torch.tensor([0.5, 1.0, 2.0, -1.0]))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.3])
+def test_no_gradient_gives_no_perturbation(radius: float) -> None:
+    param, g = torch.tensor([1.0, -2.0]), torch.zeros(2)
+    _, divisor = save_and_measure([param], [g], [param.clone()], METHODS["pugd"])
+    assert perturb_([param], [g], divisor, radius, 1.0, METHODS["pugd"]) == 0
+    assert torch.equal(param, torch.tensor([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_long_lists_give_what_the_whole_gives(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, generator = METHODS[name], torch.Generator().manual_seed(0)
+    shapes = [(5,), (7, 9), (3, 4, 5, 6), (), (2, 3), (0,), (64, 8)]
+    w = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    g = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    w[2] = w[2].to(memory_format=torch.channels_last)  # in another order than its gradient
+    made = []
+    for block in (10**6, 16):
+        monkeypatch.setattr("rts_hf.perturbation._BLOCK", block)
+        monkeypatch.setattr("rts_hf.perturbation._CACHED_BLOCK", block)
+        params, grads, saved = [p.clone() for p in w], [x.clone() for x in g], [torch.empty_like(p) for p in w]
+        norm, divisor = save_and_measure(params, grads, saved, method)
+        assert all(torch.equal(copy, p) for copy, p in zip(saved, w, strict=True))
+        made.append([*params, *grads, norm, perturb_(params, grads, divisor, 2.0, 0.5, method)])
+    assert [x.dtype for x in made[0][:7]] == [dtype] * 7
+    assert not torch.equal(made[0][1], w[1])
+    assert torch.equal(made[0][8], g[1] * 0.5)
+    for whole, parts in zip(*made, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-7)
+
+
+def test_parts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rts_hf.perturbation._BLOCK", 16)
+    monkeypatch.setattr("rts_hf.perturbation._CACHED_BLOCK", 8)
+    tensors = [torch.zeros(3), torch.zeros(4), torch.zeros(5, 5), torch.zeros(6), torch.zeros(1)]
+    counts = [[part.numel() for part in parts] for (parts,) in _blocks(tensors)]
+    assert counts == [[8], [8], [8], [1], [3, 4], [6, 1]]
+    assert [[part.numel() for part in parts] for (parts,) in _blocks(tensors[:2])] == [[3, 4]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -115,11 +161,12 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_handful_of_operations_whatever_the_number_of_tensors() -> None:
+@pytest.mark.parametrize("kind", ["foreach", "fused"])
+def test_a_handful_of_operations_whatever_the_number_of_tensors(kind: str) -> None:
     counts = {}
     for depth in (2, 40):
         net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
-        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", foreach=True, switch=None, total_steps=9)
+        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", switch=None, total_steps=9, **{kind: True})
         for _ in range(3):
             net(torch.ones(2, 4)).square().mean().backward()
             with CountOperations() as counter, optimizer.perturbed():

@@ -1,0 +1,79 @@
+"""The base optimizer's step on a gradient that is divided by its global norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from rts_hf.perturbation import is_unusable, unit_gradients
+
+# Devices whose fused optimizers are known to divide by grad_scale.
+_DIVIDING_DEVICES = frozenset({"cpu", "cuda"})
+
+
+def take_unit_step(
+    base: Optimizer,
+    params: list[Tensor],
+    grads: list[Tensor],
+    norm: Tensor,
+    buffers: Callable[[], list[Tensor]],
+) -> Tensor:
+    """Let ``base`` take its step on ``grads`` divided by ``norm``; return whether the norm is unusable, as a scalar.
+
+    A fused base divides by itself, in the pass over memory that it makes anyway, and leaves an infinite or NaN gradient
+    out as it does for a gradient scaler: weights and state stay. Any other base gets the quotient as ``param.grad``,
+    which is zero where the norm is unusable.
+
+    Args:
+        base: Optimizer of ``params``.
+        params: Parameters that have a gradient.
+        grads: Their gradients, in place as ``param.grad``; they may be divided in place.
+        norm: The gradients' global norm, a scalar tensor.
+        buffers: Returns tensors like ``params`` to work in; their contents are lost.
+    """
+    if divides(base, params, grads, norm):
+        unusable = is_unusable(norm)
+        base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
+        base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
+        try:
+            base.step()
+        finally:
+            del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
+        return unusable
+    units = buffers()
+    if any(grad.dtype != param.dtype for param, grad in zip(params, grads, strict=True)):
+        units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
+    unusable = unit_gradients(grads, units, norm)
+    try:
+        for param, unit in zip(params, units, strict=True):
+            param.grad = unit
+        base.step()
+    finally:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+    return unusable
+
+
+def divides(base: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], norm: Tensor) -> bool:
+    """Return whether ``base`` itself can divide these gradients in its step.
+
+    It can if it is fused, on plain tensors of one type that lie in memory as their gradients do. In the first step of a
+    parameter it may not: torch's fused SGD would leave its momentum uninitialized if it skipped that one.
+    """
+    return (
+        getattr(base, "_step_supports_amp_scaling", False)
+        and all(group.get("fused") for group in base.param_groups)
+        and norm.dtype == torch.float32
+        and all(
+            not isinstance(param, DTensor)
+            and param.device.type in _DIVIDING_DEVICES
+            and param.dtype == grad.dtype
+            and param.stride() == grad.stride()
+            and bool(base.state.get(param))
+            for param, grad in zip(params, grads, strict=True)
+        )
+    )
