@@ -230,13 +230,12 @@ class RTSPUGD(TimedOptimizer):
         self._is_perturbed = True
         try:
             with torch.no_grad():
-                method, divisor = METHODS[self.method], None
-                if params:
-                    norm, divisor = save_and_measure(params, grads, saved, method)
+                method = METHODS[self.method]
+                norm, divisor = save_and_measure(params, grads, saved, method) if params else (0.0, None)
             try:
                 with torch.no_grad():
-                    if divisor is not None:
-                        self._coming_norms = norm, perturb_(params, grads, divisor, *self._alphas, method)
+                    if params:
+                        self._coming_norms = norm, perturb_(params, grads, saved, divisor, *self._alphas, method)
                 torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
                 yield
             finally:

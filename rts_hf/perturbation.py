@@ -45,10 +45,10 @@ METHODS: Mapping[str, TwoPassMethod] = MappingProxyType(
 
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-# Elements of a part that is worked on at a time. Working memory is one part; fewer parts are fewer operations.
-_BLOCK = 2**25
-# On a CPU, the parts of longer lists stay in its cache from one operation to the next.
-_CACHED_BLOCK = 2**18
+# Elements of lists that are worked on as one, and of a part of longer ones where a copy in float32 is made of it.
+_LONG = 2**25
+# Elements of a part that stays in a CPU's cache from one operation to the next.
+_CACHED = 2**18
 # Devices with a fused kernel of SGD, whose overflow guard is what unit_gradients needs of it.
 _FUSED_DEVICES = frozenset({"cpu", "cuda", "xpu", "mps", "mtia", "hpu"})
 
@@ -107,8 +107,10 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 def save_and_measure(
     params: list[Tensor], grads: list[Tensor], saved: list[Tensor], method: TwoPassMethod
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Copy w into ``saved``, bit for bit, and return ‖g‖ and the norm that ε is divided by, as scalar tensors.
+
+    The second is None where :func:`perturb_` works it out for less.
 
     Args:
         params: The weights w.
@@ -116,35 +118,51 @@ def save_and_measure(
         saved: Tensors like ``params``.
         method: How ε is built.
     """
+    goes_by_parts = _goes_by_parts(params)
     gradient_norms, divisors = list[Tensor](), list[Tensor]()
-    for weights, gradients, copies in _blocks(params, grads, saved):
+    for weights, gradients, copies in _parts(params, grads, saved) if goes_by_parts else [(params, grads, saved)]:
         copy_(copies, weights)
         gradient_norms += _norms(gradients)
-        if method.norm_power:
+        if goes_by_parts and method.norm_power:
             divisors += _norms(_products(weights, gradients))  # which has the norm of |w|⊙g
     norm = _total(gradient_norms)
-    return norm, _total(divisors) if method.norm_power else norm
+    return norm, norm if not method.norm_power else _total(divisors) if divisors else None
 
 
 def perturb_(
-    params: list[Tensor], grads: list[Tensor], divisor: Tensor, radius: float, scale: float, method: TwoPassMethod
+    params: list[Tensor],
+    grads: list[Tensor],
+    saved: list[Tensor],
+    divisor: Tensor | None,
+    radius: float,
+    scale: float,
+    method: TwoPassMethod,
 ) -> Tensor:
     """Move ``params`` from w to w + ε, multiply ``grads`` by α_s, both in place, and return ‖ε‖ as a scalar tensor.
 
     Where the norm that ε is divided by is zero, ε is zero. A gradient with NaN or infinity gives a perturbation that
-    is not finite either. A scale of 0 makes NaN of infinity, so that it hides no overflow.
+    is not finite either; the weights come back from ``saved``. A scale of 0 makes NaN of infinity, so that it hides no
+    overflow.
 
     Args:
         params: The weights w.
         grads: Their gradients g, at any common scale: ε does not depend on it.
-        divisor: The norm that :func:`save_and_measure` returned.
+        saved: A copy of w.
+        divisor: The norm that ε is divided by, as :func:`save_and_measure` returned it.
         radius: α_r ≥ 0.
         scale: α_s ≥ 0.
         method: How ε is built.
     """
-    factor = divisor.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0) * radius
+    if not _goes_by_parts(params):
+        epsilon_norm = _perturb_whole_(params, grads, saved, divisor, radius, method)
+        if scale != 1:
+            torch._foreach_mul_(grads, scale)
+        return epsilon_norm
+    if divisor is None:
+        raise ValueError("divisor is None, but save_and_measure returns one for these params; pass that.")
+    factor = _factor(radius, divisor)
     epsilon_norms = list[Tensor]()
-    for weights, gradients in _blocks(params, grads):
+    for weights, gradients in _parts(params, grads):
         epsilon = _scaled_directions(weights, gradients, method.weight_power)
         torch._foreach_mul_(epsilon, factor)
         if method.weight_power != method.norm_power:
@@ -158,6 +176,51 @@ def perturb_(
         if scale != 1:
             torch._foreach_mul_(gradients, scale)
     return _total(epsilon_norms) if epsilon_norms else factor * divisor
+
+
+def _perturb_whole_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    saved: list[Tensor],
+    divisor: Tensor | None,
+    radius: float,
+    method: TwoPassMethod,
+) -> Tensor:
+    """Move ``params`` to w + ε, with no other working memory than themselves, and return ‖ε‖."""
+    if method.weight_power == 0:
+        copy_(params, grads)
+    else:
+        if method.weight_power == 1:
+            torch._foreach_abs_(params)
+        torch._foreach_mul_(params, grads)
+    if divisor is None:
+        divisor = global_norm(params)  # for |w|² this is w⊙g, which has the norm of |w|⊙g
+    if method.weight_power == 2:
+        torch._foreach_mul_(params, saved)
+    factor = _factor(radius, divisor)
+    torch._foreach_mul_(params, factor)
+    epsilon_norm = factor * divisor if method.weight_power == method.norm_power else global_norm(params)
+    torch._foreach_add_(params, saved)
+    return epsilon_norm
+
+
+def _factor(radius: float, divisor: Tensor) -> Tensor:
+    return divisor.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0) * radius
+
+
+def _goes_by_parts(params: list[Tensor]) -> bool:
+    """Return whether to make ε in memory of its own, part by part.
+
+    Low precision wants it in float32. On a CPU, lists much longer than its cache are read and written less often so;
+    shorter ones are faster as one, and on a GPU many operations on small parts cost more than they save.
+    """
+    if any(isinstance(param, DTensor) for param in params):
+        return any(param.dtype in _LOW_PRECISION for param in params)
+    return any(param.dtype in _LOW_PRECISION for param in params) or _is_long_on_cpu(params)
+
+
+def _is_long_on_cpu(tensors: list[Tensor]) -> bool:
+    return sum(t.numel() for t in tensors) > _LONG and all(t.device.type == "cpu" for t in tensors)
 
 
 def _scaled_directions(weights: list[Tensor], gradients: list[Tensor], weight_power: int) -> list[Tensor]:
@@ -182,34 +245,32 @@ def _in_float(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.float() if tensor.dtype in _LOW_PRECISION else tensor for tensor in tensors]
 
 
-def _blocks(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+def _parts(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     """Yield lists of tensors that belong together in parts, so that what is made of a part stays small.
 
     Args:
         *lists: Lists whose tensors at one place have the same shape.
     """
-    first = lists[0]
-    total = sum(tensor.numel() for tensor in first)
-    if total <= _BLOCK or any(isinstance(tensor, DTensor) for tensors in lists for tensor in tensors):
+    if any(isinstance(tensor, DTensor) for tensors in lists for tensor in tensors):
         yield lists
         return
-    size = _CACHED_BLOCK if all(tensor.device.type == "cpu" for tensor in first) else _BLOCK
-    block: tuple[list[Tensor], ...] = tuple([] for _ in lists)
+    size = _CACHED if _is_long_on_cpu(lists[0]) else _LONG
+    part: tuple[list[Tensor], ...] = tuple([] for _ in lists)
     held = 0
     for tensors in zip(*lists, strict=True):
         count = tensors[0].numel()
         if count > size and all(tensor.is_contiguous() for tensor in tensors):
-            for parts in zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True):
-                yield tuple([part] for part in parts)
+            for pieces in zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True):
+                yield tuple([piece] for piece in pieces)
             continue
         if held and held + count > size:
-            yield block
-            block, held = tuple([] for _ in lists), 0
-        for members, tensor in zip(block, tensors, strict=True):
+            yield part
+            part, held = tuple([] for _ in lists), 0
+        for members, tensor in zip(part, tensors, strict=True):
             members.append(tensor)
         held += count
-    if held:
-        yield block
+    if part[0]:
+        yield part
 
 
 def is_unusable(norm: Tensor) -> Tensor:

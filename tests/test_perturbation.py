@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rts_hf import RTSPUGD
-from rts_hf.perturbation import METHODS, _blocks, global_norm, perturb_, save_and_measure, unit_gradients
+from rts_hf.perturbation import METHODS, _goes_by_parts, _parts, global_norm, perturb_, save_and_measure, unit_gradients
 
 
 def test_norms_are_accumulated_in_float32_at_least() -> None:
@@ -26,7 +26,7 @@ def test_epsilon(name: str) -> None:
     torch.testing.assert_close(norm, g.norm())
     assert torch.equal(param, w)
     assert torch.equal(saved, w)
-    norm = perturb_([param], [g], divisor, 0.3, 1.0, method)
+    norm = perturb_([param], [g], [saved], divisor, 0.3, 1.0, method)
     direction = w.abs() ** method.weight_power * g
     expected = 0.3 * direction / (w.abs() ** method.norm_power * g).norm()
     torch.testing.assert_close(param - w, expected)
@@ -37,8 +37,9 @@ def test_epsilon(name: str) -> None:
 @pytest.mark.parametrize("radius", [0.0, 0.3])
 def test_no_gradient_gives_no_perturbation(radius: float) -> None:
     param, g = torch.tensor([1.0, -2.0]), torch.zeros(2)
-    _, divisor = save_and_measure([param], [g], [param.clone()], METHODS["pugd"])
-    assert perturb_([param], [g], divisor, radius, 1.0, METHODS["pugd"]) == 0
+    saved = param.clone()
+    _, divisor = save_and_measure([param], [g], [saved], METHODS["pugd"])
+    assert perturb_([param], [g], [saved], divisor, radius, 1.0, METHODS["pugd"]) == 0
     assert torch.equal(param, torch.tensor([1.0, -2.0]))
 
 
@@ -53,13 +54,13 @@ def test_parts_of_long_lists_give_what_the_whole_gives(
     g = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
     w[2] = w[2].to(memory_format=torch.channels_last)  # in another order than its gradient
     made = []
-    for block in (10**6, 16):
-        monkeypatch.setattr("rts_hf.perturbation._BLOCK", block)
-        monkeypatch.setattr("rts_hf.perturbation._CACHED_BLOCK", block)
+    for length in (10**6, 16):
+        monkeypatch.setattr("rts_hf.perturbation._LONG", length)
+        monkeypatch.setattr("rts_hf.perturbation._CACHED", length)
         params, grads, saved = [p.clone() for p in w], [x.clone() for x in g], [torch.empty_like(p) for p in w]
         norm, divisor = save_and_measure(params, grads, saved, method)
         assert all(torch.equal(copy, p) for copy, p in zip(saved, w, strict=True))
-        made.append([*params, *grads, norm, perturb_(params, grads, divisor, 2.0, 0.5, method)])
+        made.append([*params, *grads, norm, perturb_(params, grads, saved, divisor, 2.0, 0.5, method)])
     assert [x.dtype for x in made[0][:7]] == [dtype] * 7
     assert not torch.equal(made[0][1], w[1])
     assert torch.equal(made[0][8], g[1] * 0.5)
@@ -68,12 +69,14 @@ def test_parts_of_long_lists_give_what_the_whole_gives(
 
 
 def test_parts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rts_hf.perturbation._BLOCK", 16)
-    monkeypatch.setattr("rts_hf.perturbation._CACHED_BLOCK", 8)
+    monkeypatch.setattr("rts_hf.perturbation._LONG", 16)
+    monkeypatch.setattr("rts_hf.perturbation._CACHED", 8)
     tensors = [torch.zeros(3), torch.zeros(4), torch.zeros(5, 5), torch.zeros(6), torch.zeros(1)]
-    counts = [[part.numel() for part in parts] for (parts,) in _blocks(tensors)]
+    counts = [[part.numel() for part in parts] for (parts,) in _parts(tensors)]
     assert counts == [[8], [8], [8], [1], [3, 4], [6, 1]]
-    assert [[part.numel() for part in parts] for (parts,) in _blocks(tensors[:2])] == [[3, 4]]
+    assert [[part.numel() for part in parts] for (parts,) in _parts(tensors[:2])] == [[3, 4]]
+    assert _goes_by_parts(tensors)
+    assert not _goes_by_parts(tensors[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
