@@ -14,7 +14,7 @@ from rts_hf.card_text import counted
 from rts_hf.comparison_figures import COLOURS, MARKS, draw_comparison
 from rts_hf.comparison_tables import COLUMNS, FORMAT, difference, spread, summarise, to_csv, to_markdown
 from rts_hf.figures_of_runs import draw_figure, draw_strategies
-from rts_hf.files import read_json_object, write_text
+from rts_hf.files import read_json_object, replace_part, write_text
 from rts_hf.landscape import Line, Surface, read_landscape
 from rts_hf.pictures_of_runs import draw_landscapes
 from rts_hf.run_folder import COMPARISON_NAME, read_log
@@ -209,7 +209,6 @@ def write_evidence(folder: str | Path, readme: str | Path) -> list[Path]:
     """
     target, page = Path(folder), Path(readme)
     found = read_evidence(target)
-    before, middle, after = _split(page.read_text(encoding="utf-8"))
     paths = [page]
     for each in found:
         name = f"{each.benchmark.name}-{each.budget}"
@@ -223,8 +222,7 @@ def write_evidence(folder: str | Path, readme: str | Path) -> list[Path]:
     paths += draw_figure(figures / "strategies", draw_strategies, height=4.8)
     if (target / "landscape").is_dir():
         paths += _draw_landscapes(target / "landscape")
-    if middle != (text := markdown(found)):
-        write_text(page, f"{before}{BEGIN}{text}{END}{after}")
+    replace_part(page, BEGIN, END, markdown(found))
     return paths
 
 
@@ -356,11 +354,3 @@ def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
     texts, whole = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
     kinds = {name: str if name in texts else int if name in whole else float for name in COLUMNS}
     return {name: kinds[name](value) if value != "" else None for name, value in row.items()}
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"readme: there must be one part between {BEGIN} and {END}.")
-    before, rest = text.split(BEGIN)
-    middle, after = rest.split(END)
-    return before, middle, after

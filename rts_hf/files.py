@@ -35,3 +35,18 @@ def write_text(path: str | Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.tmp")
     draft.write_text(text, encoding="utf-8", newline="\n")
     os.replace(draft, path)
+
+
+def replace_part(path: str | Path, begin: str, end: str, part: str) -> None:
+    """Replace what stands between two marks in a text file, if it differs.
+
+    Raises:
+        ValueError: If the marks are not there once each, in this order.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{path}: there must be one part between {begin} and {end}.")
+    before, rest = text.split(begin)
+    old, after = rest.split(end)
+    if old != part:
+        write_text(path, f"{before}{begin}{part}{end}{after}")

@@ -59,16 +59,16 @@ class BufferSnapshot:
         self._buffers = [
             buffer
             for module in model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name not in module._non_persistent_buffers_set
+            for name, buffer in module._buffers.items()  # named_buffers is slow, and this is asked at every update
+            if buffer is not None and name not in module._non_persistent_buffers_set
         ]
         self._saved = [buffer.detach().clone() for buffer in self._buffers]
 
     def restore(self) -> None:
         """Put the buffers back to what they were."""
         with torch.no_grad():
-            for buffer, value in zip(self._buffers, self._saved, strict=True):
-                buffer.copy_(value)
+            if self._buffers:
+                torch._foreach_copy_(self._buffers, self._saved)
 
 
 @contextmanager

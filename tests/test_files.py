@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rts_hf.files import read_json_object, write_text
+from rts_hf.files import read_json_object, replace_part, write_text
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,15 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="No space left"):
         write_text(path, "half\n")
     assert path.read_text() == "ä\n"
+
+
+def test_a_part_of_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("a <b> old <e> c", encoding="utf-8")
+    replace_part(path, "<b>", "<e>", " new ")
+    assert path.read_text(encoding="utf-8") == "a <b> new <e> c"
+    for text in ("a", "<e> <b>", "<b> <b> <e>"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match="there must be one part between <b> and <e>"):
+            replace_part(path, "<b>", "<e>", "new")
+        assert path.read_text(encoding="utf-8") == text

@@ -97,6 +97,16 @@ LAYOUT: dict[str, set[str]] = {
         "card_text", "comparison_figures", "comparison_tables", "figures_of_runs", "files", "landscape",
         "landscapes_of_runs", "pictures_of_runs", "run_folder",
     },
+    "benchmark": set(),
+    "benchmark_optimizer": {"benchmark", "optimizer", "second_pass", "small_image"},
+    "benchmark_training": {
+        "batches", "benchmark", "config", "data", "models", "optimizer", "runs", "second_pass", "trainer",
+    },
+    "benchmark_processes": {"batches", "benchmark", "config", "data", "models", "trainer"},
+    "benchmark_scaling": {"benchmark", "figures_of_runs", "optimizer"},
+    "benchmark_report": {
+        "benchmark", "benchmark_optimizer", "benchmark_processes", "benchmark_scaling", "benchmark_training", "files",
+    },
     "compare": {"backends", "comparison", "comparison_report", "tuning"},
 }  # fmt: skip
 

@@ -1,0 +1,97 @@
+"""The benchmark as a whole: which figures there are, and what README shows of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rts_hf import benchmark_optimizer, benchmark_processes, benchmark_training
+from rts_hf.benchmark import BEGIN, END, Figure, read_figures, record, table
+from rts_hf.benchmark_scaling import draw_scaling, measure_scaling, slope
+from rts_hf.files import read_json_object, replace_part
+
+
+def _processes(device: str) -> list[Figure]:
+    return [benchmark_processes.bytes_averaged(benchmark_processes.measure(2))]
+
+
+# By name: what measures it on a device, and gives one figure or several
+MEASURES: Mapping[str, Callable[[str], list[Figure]]] = MappingProxyType(
+    {
+        "update": lambda device: [benchmark_optimizer.update_over_two_passes(device)],
+        "before_switch": lambda device: [benchmark_optimizer.update_before_switch(device)],
+        "optimizer": benchmark_optimizer.optimizer_part,
+        "operations": lambda device: [benchmark_optimizer.dispatched_operations()],
+        "memory": lambda device: [benchmark_optimizer.extra_memory(device)],
+        "synchronizations": lambda device: [benchmark_optimizer.synchronizations()],
+        "trainer": lambda device: [benchmark_training.trainer_over_bare_loop()],
+        "pipeline": lambda device: [benchmark_training.input_pipeline()],
+        "data_share": lambda device: [benchmark_training.data_share()],
+        "start": lambda device: [benchmark_training.start()],
+        "all_reduce": _processes,
+        "scaling": lambda device: [],
+    }
+)
+
+
+def measure(names: Sequence[str], device: str = "cpu") -> dict[str, Any]:
+    """Measure figures, and return their record as JSON takes it.
+
+    Args:
+        names: Of :data:`MEASURES`.
+        device: Type of the device.
+    """
+    figures = list[Figure]()
+    more: dict[str, Any] = {}
+    for name in MEASURES:
+        if name not in names:
+            continue
+        print(f"{name} …", file=sys.stderr, flush=True)
+        figures += MEASURES[name](device)
+        if name == "scaling":
+            more["scaling"] = measure_scaling(device, progress=lambda text: print(f"  {text}", file=sys.stderr))
+        if name == "all_reduce":
+            more["processes"] = {"1": benchmark_processes.measure(1), "2": figures[-1].details}
+    return record(figures, device, **more)
+
+
+def summary(measured: Mapping[str, Any]) -> str:
+    """Return the table of a record's figures, what they were measured on, and the slopes, in Markdown."""
+    machine = measured["machine"]
+    lines = [
+        table(read_figures(measured)),
+        "",
+        f"Measured on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, Python "
+        f"{machine['python']}; ratios are medians over interleaved repeats.",
+    ]
+    if scaling := measured.get("scaling"):
+        sizes, tensors = slope(scaling["sizes"], "parameters"), slope(scaling["tensors"], "tensors")
+        lines += [
+            "",
+            f"The optimizer's part grows as the power {sizes:.2f} of the parameters, and {tensors:.2f} of the number "
+            "of tensors (fitted to the last three points).",
+        ]
+    if processes := measured.get("processes"):
+        lines += ["", "| ms an update (`resnet18_small`, batch 32 a process) | 1 process | 2 processes |"]
+        lines += ["| --- | ---: | ---: |"]
+        for name, each in processes["2"].items():
+            alone = processes["1"][name]["seconds"]
+            lines.append(f"| {name} | {1e3 * alone:.0f} | {1e3 * each['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def write_readme(record_path: str | Path, readme: str | Path) -> list[Path]:
+    """Write README's part of the benchmark, and the scaling plot beside the record, and return what was written.
+
+    Raises:
+        ValueError: If another version wrote the record, or the README has no such part.
+    """
+    measured = read_json_object(Path(record_path))
+    replace_part(Path(readme), BEGIN, END, f"\n\n{summary(measured)}\n\n")
+    paths = [Path(readme)]
+    if "scaling" in measured:
+        paths += draw_scaling(Path(record_path).parent / "scaling", measured["scaling"])
+    return paths

@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Measure what the method costs, and print each figure beside its target.
+
+python scripts/benchmark.py                                    # all figures and the scaling plot; about 15 minutes
+python scripts/benchmark.py --figures operations memory        # some of them
+python scripts/benchmark.py --from_record                      # README's table and plot from the committed record
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rts_hf import benchmark_report
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--figures", nargs="+", default=[*benchmark_report.MEASURES], choices=[*benchmark_report.MEASURES],
+        metavar="NAME", help=f"Of {', '.join(benchmark_report.MEASURES)} (default: all).",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s).")
+    parser.add_argument("--output", metavar="FILE", help="Write what was measured there, as JSON.")
+    parser.add_argument(
+        "--from_record", action="store_true", help="Measure nothing: write README's part from the record."
+    )
+    parser.add_argument(
+        "--record", default=str(ROOT / "model_cards" / "benchmark" / "benchmark.json"), metavar="FILE",
+        help="Committed record (default: %(default)s).",
+    )  # fmt: skip
+    parser.add_argument("--readme", default=str(ROOT / "README.md"), metavar="FILE", help="What is brought up to date.")
+    arguments = parser.parse_args()
+    if arguments.from_record:
+        for path in benchmark_report.write_readme(arguments.record, arguments.readme):
+            print(path)
+        return
+    measured = benchmark_report.measure(arguments.figures, arguments.device)
+    print(benchmark_report.summary(measured))
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
