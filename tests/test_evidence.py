@@ -91,7 +91,7 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     assert text.startswith("# Mine\n")
     assert text.endswith("\n\nThe end.\n")
     lines = text.splitlines()
-    what = "| `digits_noise`: 40 % of the training labels wrong | 30 | 3 |"
+    what = "| `digits_noise`: 40 % of the training labels wrong | 30 | as given | 3 |"
     assert f"{what} 91.00 ± 1.00 | 80.00 ± 0.00 | **94.17 ± 1.04** |" in lines
     assert (
         "| `digits_noise` | 30 | +3.17 (+2.45 to +3.88) | +14.17 (+11.58 to +16.75) | +3.17 (+2.45 to +3.88) (sgd) |"
