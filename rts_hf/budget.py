@@ -5,18 +5,21 @@ from __future__ import annotations
 from rts_hf.switching import FixedSwitch, PhaseSwitch
 
 
-def gradient_evaluations(updates: int, switch: PhaseSwitch | None, *, perturb_every: int = 1) -> int | None:
+def gradient_evaluations(
+    updates: int, switch: PhaseSwitch | None, *, perturb_every: int = 1, second_pass: float = 1
+) -> float | None:
     """Return how many gradient evaluations a run of so many updates takes, each at one batch.
 
-    An update takes one gradient, a perturbed one two.
+    An update takes one gradient, a perturbed one two, or one and a share.
 
-    >>> gradient_evaluations(630, FixedSwitch(0.8))
-    756
+    >>> gradient_evaluations(630, FixedSwitch(0.8)), gradient_evaluations(630, FixedSwitch(0.8), second_pass=0.25)
+    (756, 661.5)
 
     Args:
         updates: Optimizer steps of the whole run, at least 0.
         switch: What starts the perturbed phase; None where there is no second pass.
         perturb_every: One update in this many is perturbed after the switch, at least 1.
+        second_pass: What a second pass costs of a gradient evaluation, in (0, 1].
 
     Returns:
         The number, or None where the switch waits for what only the run itself can tell.
@@ -27,10 +30,12 @@ def gradient_evaluations(updates: int, switch: PhaseSwitch | None, *, perturb_ev
         return None
     start = switch.start(updates)
     perturbed = 0 if start is None or start >= updates else -(-(updates - start) // perturb_every)
-    return updates + perturbed
+    return round(updates + perturbed * second_pass, 6)
 
 
-def updates_within(budget: int, switch: PhaseSwitch | None, *, perturb_every: int = 1) -> int | None:
+def updates_within(
+    budget: int, switch: PhaseSwitch | None, *, perturb_every: int = 1, second_pass: float = 1
+) -> int | None:
     """Return the most updates that so many gradient evaluations pay for.
 
     >>> updates_within(756, FixedSwitch(0.8)), updates_within(756, FixedSwitch(0)), updates_within(756, None)
@@ -38,23 +43,22 @@ def updates_within(budget: int, switch: PhaseSwitch | None, *, perturb_every: in
 
     Args:
         budget: Gradient evaluations, at least 1.
-        switch: As for :func:`gradient_evaluations`.
-        perturb_every: As for :func:`gradient_evaluations`.
+        switch, perturb_every, second_pass: As for :func:`gradient_evaluations`.
 
     Returns:
         The number, or None where the switch waits for what only the run itself can tell.
     """
-    if gradient_evaluations(budget, switch, perturb_every=perturb_every) is None:
+    if gradient_evaluations(budget, switch) is None:
         return None
     low, high = 0, budget  # the cost does not fall with the number of updates
     while low < high:
         middle = (low + high + 1) // 2
-        cost = gradient_evaluations(middle, switch, perturb_every=perturb_every)
+        cost = gradient_evaluations(middle, switch, perturb_every=perturb_every, second_pass=second_pass)
         low, high = (middle, high) if cost is not None and cost <= budget else (low, middle - 1)
     return low
 
 
-def updates_for_share(budget: int, share: float, *, perturb_every: int = 1) -> int:
+def updates_for_share(budget: int, share: float, *, perturb_every: int = 1, second_pass: float = 1) -> int:
     """Return the updates that a budget pays for if the switch fires after this share of them.
 
     >>> updates_for_share(300, 0.5), updates_for_share(300, 1.0)
@@ -63,6 +67,6 @@ def updates_for_share(budget: int, share: float, *, perturb_every: int = 1) -> i
     Args:
         budget: Gradient evaluations, at least 1.
         share: Of the updates that are plain, in [0, 1].
-        perturb_every: As for :func:`gradient_evaluations`.
+        perturb_every, second_pass: As for :func:`gradient_evaluations`.
     """
-    return max(1, int(budget / (1 + (1 - share) / perturb_every)))
+    return max(1, int(budget / (1 + (1 - share) * second_pass / perturb_every)))

@@ -23,6 +23,7 @@ from rts_hf.run_folder import RECORD_NAME, read_record
 from rts_hf.runs import load_run_data
 from rts_hf.switching import PhaseSwitch
 from rts_hf.unwrapping import unwrap_optimizer
+from rts_hf.window import share_taken
 
 PLAN_NAME = "plan.json"
 TUNING_SEED = 1000  # the first seed of the runs that only choose a learning rate
@@ -172,8 +173,9 @@ class Comparison:
         for place, method in enumerate(self.methods):
             if method.updates is not None:
                 continue
-            updates, tried = self.gradient_evaluations, dict[int, int]()
-            every = self._optimizer(method).param_groups[0]["rts_perturb_every"]
+            updates, tried = self.gradient_evaluations, dict[int, float]()
+            args = parse_arguments(self._words(method))[2]
+            cost = _cost(args, _optimizer(args))
             for _ in range(PILOTS):
                 pilot = replace(method, updates=updates)
                 cell = Cell(pilot, self.seeds[0], self.folder / "pilots" / method.folder / f"updates-{updates}")
@@ -182,9 +184,8 @@ class Comparison:
                 tried[updates] = record["gradient_evaluations"]
                 step = record["optimizer"]["switch"]["step"]
                 off = tried[updates] / self.gradient_evaluations - 1
-                longer = updates_for_share(
-                    self.gradient_evaluations, 1.0 if step is None else step / updates, perturb_every=every
-                )
+                share = 1.0 if step is None else step / updates
+                longer = updates_for_share(self.gradient_evaluations, share, **cost)
                 if abs(off) <= CLOSE_ENOUGH or longer in tried:
                     break
                 updates = longer
@@ -258,19 +259,10 @@ class Comparison:
                 if word.startswith("--") and name in _OWN:
                     raise ValueError(f"{word} is set by the comparison itself; leave it out.")
 
-    def _optimizer(self, method: Method) -> Any:
-        import timm.optim
-        import torch
-
-        args = parse_arguments(self._words(method))[2]
-        optimizer = timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
-        return unwrap_optimizer(optimizer) or optimizer
-
     def _with_length(self, method: Method, args: RTSTrainingArguments) -> Method:
-        optimizer = self._optimizer(method)
+        optimizer = _optimizer(args)
         switch: PhaseSwitch | None = getattr(optimizer, "switch", None)
-        every = optimizer.param_groups[0].get("rts_perturb_every", 1)
-        updates = updates_within(self.gradient_evaluations, switch, perturb_every=every)
+        updates = updates_within(self.gradient_evaluations, switch, **_cost(args, optimizer))
         if updates == 0:
             raise ValueError(f"budget={self.budget!r} pays for no update of {method.label!r}; give more.")
         return replace(method, updates=updates)
@@ -292,6 +284,22 @@ class Comparison:
             raise ValueError(f"output_dir={str(self.folder)!r} is not empty and holds no comparison; name another.")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(plan, indent=2) + "\n")
+
+
+def _optimizer(args: RTSTrainingArguments) -> Any:
+    import timm.optim
+    import torch
+
+    optimizer = timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
+    return unwrap_optimizer(optimizer) or optimizer
+
+
+def _cost(args: RTSTrainingArguments, optimizer: Any) -> dict[str, Any]:
+    """Return how often an update is perturbed, and what a second pass costs."""
+    return {
+        "perturb_every": optimizer.param_groups[0].get("rts_perturb_every", 1),
+        "second_pass": share_taken(args.perturb_fraction, args.train_batch_size),
+    }
 
 
 def _batch(args: RTSTrainingArguments) -> int:

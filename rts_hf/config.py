@@ -19,6 +19,7 @@ from rts_hf.parallelism import check_requests
 from rts_hf.schedules import STRATEGIES
 from rts_hf.splits import check_train_fraction
 from rts_hf.switching import SWITCHES
+from rts_hf.window import check_perturb_fraction
 
 DEFAULT_MODEL = "resnet_micro_small"
 
@@ -184,6 +185,12 @@ class RTSTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "fixed: a step (e.g. 100), or a share of the run (e.g. 0.8; 1.0 is never)."}
     )
     perturb_every: int | None = field(default=None, metadata={"help": "Perturb one step in so many after the switch."})
+    perturb_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of each micro-batch that the second pass takes, in (0, 1]; cheaper, beyond the paper."
+        },
+    )
     momentum: float = field(default=0.9, metadata={"help": "Momentum of optimizers that have one."})
     opt_args: dict | str | None = field(
         default=None, metadata={"help": "Further arguments of the optimizer as JSON, e.g. '{\"nesterov\": false}'."}
@@ -197,8 +204,8 @@ class RTSTrainingArguments(TrainingArguments):
     sync_first_pass: bool = field(
         default=True,
         metadata={
-            "help": "Average the first pass's gradients over processes before perturbing. Without it each process "
-            "climbs its own gradient (m-sharpness), and an update averages once instead of twice."
+            "help": "Average the first pass's gradients over processes. Without it each climbs its own "
+            "(m-sharpness), and an update averages once, not twice."
         },
     )
     override_schedule: bool = field(
@@ -214,10 +221,7 @@ class RTSTrainingArguments(TrainingArguments):
     )
     measure_sharpness: bool = field(
         default=True,
-        metadata={
-            "help": "Measure at the end how sharp the minimum is (Hessian eigenvalue, worst loss nearby), on 128 "
-            "training images."
-        },
+        metadata={"help": "Measure at the end how sharp the minimum is, on 128 training images."},
     )
     draw_figures: bool = field(
         default=True, metadata={"help": "Draw the run's pictures at its end; rts_hf.figures draws them later as well."}
@@ -272,6 +276,7 @@ class RTSTrainingArguments(TrainingArguments):
             )
         check_effects(self.given)
         check_ranges(self)
+        check_perturb_fraction(self.perturb_fraction, self.per_device_train_batch_size)
         check_best_model(self)
         if self.is_two_pass or self.deepspeed:
             check_requests(self)  # before transformers looks for packages that this needs not

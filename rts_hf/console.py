@@ -54,7 +54,7 @@ class ConsoleCallback(TrainerCallback):
             _cell(evaluation.get("eval_accuracy"), 7, decimals=3),
             f"{'' if rts is None else rts.method if perturbs else 'sgd':>7}",
             _cell(rts.stats()["alpha_r"], 7, decimals=3) if rts is not None and perturbs else " " * 7,
-            f"{evaluation.get('gradient_evaluations', 0):12d}",
+            f"{round(evaluation.get('gradient_evaluations', 0)):12d}",
         )
         if self._rows % 20 == 0:
             self._bar.write(_HEADER)
@@ -123,7 +123,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         "",
         *_recipe(record),
         f"{'Switch':22}{_switch(record)}",
-        f"{'Gradient evaluations':22}{record['gradient_evaluations']} in {_count(record['updates'], 'update')}, "
+        f"{'Gradient evaluations':22}{round(record['gradient_evaluations'])} in {_count(record['updates'], 'update')}, "
         f"{_count(record['epochs'], 'epoch')}",
         *([f"{'Sharpness':22}{_sharpness(record['sharpness'])}"] if record.get("sharpness") else []),
         f"{'Seconds':22}{record['seconds']:.0f}",

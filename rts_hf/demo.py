@@ -87,7 +87,7 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         facts["Perturbed updates"] = some if plain < updates else "none"
     if (kept := (record.get("best") or {}).get("step")) is not None:
         facts["Weights"] = f"of update {kept:,}, the best on validation data"
-    facts["Gradient evaluations"] = f"{record['gradient_evaluations']:,} in {updates:,} updates"
+    facts["Gradient evaluations"] = f"{round(record['gradient_evaluations']):,} in {updates:,} updates"
     for split in ("validation", "test"):
         accuracy = (record["metrics"].get(split) or {}).get("accuracy")
         if accuracy is not None:

@@ -193,7 +193,7 @@ def _read_one(kept: Path, benchmark: Benchmark, budget: int) -> Evidence:
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for point in _read(kept / "histories.csv"):
         run = curves.setdefault(point["method"], {}).setdefault(point["seed"], [])
-        run.append((int(point["gradient_evaluations"]), float(point["validation_accuracy"])))
+        run.append((_count(point["gradient_evaluations"]), float(point["validation_accuracy"])))
     return Evidence(benchmark, budget, comparison, rows, {name: list(runs.values()) for name, runs in curves.items()})
 
 
@@ -354,6 +354,11 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
     """Return a row of results with the types that it had before it was written."""
-    texts, whole = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
-    kinds = {name: str if name in texts else int if name in whole else float for name in COLUMNS}
+    texts, counts = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
+    kinds = {name: str if name in texts else _count if name in counts else float for name in COLUMNS}
     return {name: kinds[name](value) if value != "" else None for name, value in row.items()}
+
+
+def _count(text: str) -> Any:
+    """Return a number as it was before it was written: of gradient evaluations, some are not whole."""
+    return int(text) if text.isdecimal() else float(text)

@@ -144,7 +144,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     compared = folder / COMPARISON_NAME
     return {
         "comparison": section(read_json_object(compared)) if compared.is_file() else None,
-        "run": escaped(record),
+        "run": escaped(record) | {"gradient_evaluations": round(record["gradient_evaluations"])},
         "complete": complete,
         "metrics": {split: _metrics(record, split) for split in SPLITS},
         "number": number,

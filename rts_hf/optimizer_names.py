@@ -25,6 +25,7 @@ RTS_FIELDS = (
     "perturb_every",
     *(f"switch_{name}" for cls in SWITCHES.values() for name in cls().settings()),
 )
+TWO_PASS_FIELDS = (*RTS_FIELDS, "perturb_fraction")  # with what the Trainer alone knows of the second pass
 
 
 def is_two_pass(opt: str) -> bool:
@@ -59,7 +60,7 @@ def check_optimizer_name(args: Any) -> None:
     """Raise ValueError for an optimizer that timm does not know, or settings of RTS-PUGD beside a plain one.
 
     Args:
-        args: Training arguments, with ``opt``, ``base`` and all of :data:`RTS_FIELDS`.
+        args: Training arguments, with ``opt``, ``base`` and all of :data:`TWO_PASS_FIELDS`.
     """
     if args.opt == NAME:
         register_temperon()
@@ -74,6 +75,7 @@ def check_optimizer_name(args: Any) -> None:
             )
     if not is_two_pass(args.opt):
         given = [f"{name}={getattr(args, name)!r}" for name in RTS_FIELDS if getattr(args, name) is not None]
+        given += [f"perturb_fraction={args.perturb_fraction!r}"] if args.perturb_fraction != 1 else []
         if given:
             raise ValueError(
                 f"{', '.join(given)}: opt={args.opt!r} has no second pass and no such setting; leave it out, or "

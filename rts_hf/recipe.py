@@ -9,14 +9,13 @@ from typing import Any
 
 import timm.optim
 
-from rts_hf.config import RTS_FIELDS
-from rts_hf.optimizer_names import is_two_pass, stepping_name
+from rts_hf.optimizer_names import TWO_PASS_FIELDS, is_two_pass, stepping_name
 
 _UNSET = object()
 # An argument that is given otherwise than a recipe says it, and the recipe's settings that then have no sense.
 _GIVE_WAY = {
-    "opt": RTS_FIELDS,
-    "switch": tuple(name for name in RTS_FIELDS if name.startswith("switch_")),
+    "opt": TWO_PASS_FIELDS,
+    "switch": tuple(name for name in TWO_PASS_FIELDS if name.startswith("switch_")),
     "model": ("model_args",),
     "checkpoint": ("pretrained",),
 }

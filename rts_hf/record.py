@@ -119,7 +119,7 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
         "weight_decay": args.weight_decay,
         "momentum": None if optimizer is None else optimizer.param_groups[0].get("momentum"),
         "total_steps": state.max_steps,
-        **dict.fromkeys(("method", "radius", "scale", "perturb_every", "switch")),
+        **dict.fromkeys(("method", "radius", "scale", "perturb_every", "perturb_fraction", "switch")),
     }
     if rts is None:
         return described
@@ -134,6 +134,7 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
             for name, schedule in schedules.items()
         },
         "perturb_every": rts.param_groups[0]["rts_perturb_every"],
+        "perturb_fraction": args.perturb_fraction,
         "switch": {
             "kind": rts.switch.name,
             "settings": rts.switch.settings(),

@@ -16,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints, sort_checkpoints
 
 from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.files import read_json_object, write_text
-from rts_hf.optimizer_names import RTS_FIELDS, is_two_pass, stepping_name
+from rts_hf.optimizer_names import TWO_PASS_FIELDS, is_two_pass, stepping_name
 from rts_hf.run_folder import STATE_NAME
 
 logger = logging.getLogger(__name__)
@@ -211,13 +211,8 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
     kept = own_state(read_state(checkpoint)).get("arguments") or {}
     for part, (noun, argument_class) in _PARTS.items():
         if part in kept and part in arguments:
-            # What an older checkpoint does not know, because there was no such argument, was as it is by default now.
-            known = {field.name: field.default for field in fields(argument_class)} | kept[part]
-            changed = _differences(
-                {name: known[name] for name in (*kept[part], *arguments[part]) if name in known},
-                arguments[part],
-                leave_out=frozenset({"cache_dir"}),
-            )
+            then = _completed(kept[part], arguments[part], argument_class)
+            changed = _differences(then, arguments[part], leave_out=frozenset({"cache_dir"}))
             if changed:
                 raise ValueError(
                     f"resume_from_checkpoint={checkpoint!r} belongs to a run with another {noun} "
@@ -226,7 +221,8 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
                 )
     if "training" not in kept or "training" not in arguments:
         return None
-    then, now = dict(kept["training"]), dict(arguments["training"])
+    now = dict(arguments["training"])
+    then = _completed(kept["training"], now, RTSTrainingArguments)
     changed = _differences(then, now, leave_out=FREE_SETTINGS)
     before, after = (stepping_name(training["opt"], training.get("base")) for training in (then, now))
     if before != after:
@@ -235,7 +231,7 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
             f"cannot use ({_shown(changed)}); give the same arguments, or start anew with --checkpoint for its weights."
         )
     is_late_start = not is_two_pass(then["opt"]) and now.get("opt") == "rts_pugd"
-    meant = {name for name in changed if is_late_start and (name in RTS_FIELDS or name == "opt")}
+    meant = {name for name in changed if is_late_start and name in (*TWO_PASS_FIELDS, "opt")}
     stuck = {name: values for name, values in changed.items() if name in (*_KEPT, *_COUNTED)}
     if "opt" in changed and not is_late_start:
         stuck["opt"] = changed["opt"]
@@ -250,6 +246,31 @@ def check_same_run(checkpoint: str, arguments: Mapping[str, Mapping[str, Any]], 
             "or set override_schedule=True (--override_schedule) if the change is meant."
         )
     return _shown(changed) or None
+
+
+def reconcile(optimizer: Any, wanted: Mapping[str, Any], checkpoint: str, *, override: bool) -> None:
+    """Refuse to go on with other settings of the optimizer than the checkpoint's, unless that is meant.
+
+    Args:
+        optimizer: An :class:`rts_hf.RTSPUGD`, with the settings that the checkpoint brought.
+        wanted: Its ``settings()`` before that.
+        checkpoint: The checkpoint's folder.
+        override: Whether the change is meant; the optimizer then gets back what was wanted.
+
+    Raises:
+        ValueError: With every difference, and what to do.
+    """
+    loaded = optimizer.settings()
+    changed = {name: (loaded.get(name), wanted[name]) for name in wanted if wanted[name] != loaded.get(name)}
+    if not changed:
+        return
+    if not override:
+        difference = ", ".join(f"{name} {then} → {now}" for name, (then, now) in changed.items())
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({difference}); use the same, "
+            "or set override_schedule=True (--override_schedule) if the change is meant."
+        )
+    optimizer.apply_settings(wanted)
 
 
 def _is_own(folder: Path) -> bool:
@@ -285,6 +306,12 @@ def _what_was_cut_off(folder: Path) -> str | None:
     except (OSError, ValueError) as error:
         return str(error).removeprefix(f"{folder}/")
     return None
+
+
+def _completed(kept: Mapping[str, Any], now: Mapping[str, Any], argument_class: Any) -> dict[str, Any]:
+    """Return a checkpoint's arguments with those that it does not know, because there were none such, by default."""
+    known = {field.name: field.default for field in fields(argument_class) if field.default is not MISSING} | dict(kept)
+    return {name: known[name] for name in (*kept, *now) if name in known}
 
 
 def _differences(

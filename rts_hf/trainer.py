@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from typing import Any
@@ -25,10 +26,11 @@ from rts_hf.metrics import classification_metrics, is_classifier, mean_cross_ent
 from rts_hf.optimizer import RTSPUGD
 from rts_hf.parallelism import check_accelerator, name_blocks
 from rts_hf.resumable import ResumableTrainer
-from rts_hf.resuming import is_plain
+from rts_hf.resuming import is_plain, reconcile
 from rts_hf.second_pass import BufferSnapshot, RandomState, keep_buffers
 from rts_hf.sums import DeviceSums
 from rts_hf.unwrapping import unwrap_optimizer
+from rts_hf.window import check_same_dropout, first_images, replay, share_taken
 
 
 class RTSTrainer(ResumableTrainer):
@@ -43,6 +45,11 @@ class RTSTrainer(ResumableTrainer):
     ``train_accuracy`` (of the first passes since the last one, over their images, and not smoothed for timm's models)
     and ``gradient_evaluations``.
 
+    With ``args.perturb_fraction`` below 1 the second pass takes the first images of each micro-batch, and there is no
+    ``sharpness``, because the two losses would be of different images. Dropout cannot be drawn again for fewer images:
+    a model that has some needs ``same_dropout=False``. A loss of one's own is to be a mean, or a sum divided by the
+    ``num_items_in_batch`` that it is given, which in the second pass counts those images.
+
     An update whose gradient is NaN or infinite is skipped: weights, momentum, schedules and BatchNorm statistics stay
     as they were. ``args.max_skipped_updates`` of them in a row end the training with a :class:`TrainingFault`.
 
@@ -52,7 +59,7 @@ class RTSTrainer(ResumableTrainer):
             accuracy, the top-5 accuracy (for more than five classes) and the macro F1 are measured.
 
     Raises:
-        ValueError: If the training arguments are not an :class:`RTSTrainingArguments`.
+        ValueError: If the training arguments are not an :class:`RTSTrainingArguments`, or do not fit the model.
     """
 
     args: RTSTrainingArguments
@@ -66,6 +73,7 @@ class RTSTrainer(ResumableTrainer):
             )
         if self.args.is_two_pass:
             check_accelerator(self.accelerator, self.args)
+            check_same_dropout(self.args, self.model)
         if self.is_fsdp_enabled:
             name_blocks(self.model)
         if self.args.switch == "generalization_gap" and isinstance(self.eval_dataset, dict):
@@ -96,6 +104,7 @@ class RTSTrainer(ResumableTrainer):
         self._since_evaluation = DeviceSums("loss", "counted", "correct", "seen")
         self._device_sums = {"since_log": self._since_log, "since_evaluation": self._since_evaluation}
         self._lost_evaluations = 0
+        self._spared_evaluations = 0.0
         self._training_figures: dict[str, float] = {}
         self._sets_horizon = False
 
@@ -146,12 +155,16 @@ class RTSTrainer(ResumableTrainer):
         return output
 
     @property
-    def gradient_evaluations(self) -> int:
-        """Passes over an update's images so far: one an update, two where it was perturbed."""
+    def gradient_evaluations(self) -> float:
+        """Passes over an update's images so far: one an update, and where it was perturbed a second or a share of it.
+
+        The share is that of a whole micro-batch, rounded up to whole images; without one, the number is an int.
+        """
         rts = self.two_pass_optimizer
         if rts is None:
             return self.state.global_step
-        return int(rts.stats()["gradient_evaluations"]) + self._lost_evaluations
+        passes = int(rts.stats()["gradient_evaluations"]) + self._lost_evaluations
+        return round(passes - self._spared_evaluations, 6) if self._spared_evaluations else passes
 
     def switched_at(self) -> int | None:
         """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
@@ -174,14 +187,16 @@ class RTSTrainer(ResumableTrainer):
     # ---- Checkpoints ----
 
     def _counters(self) -> dict[str, Any]:
-        return {"faults": self.faults.state_dict(), "lost_evaluations": self._lost_evaluations}
+        evaluations = {"lost_evaluations": self._lost_evaluations, "spared_evaluations": self._spared_evaluations}
+        return {"faults": self.faults.state_dict(), **evaluations}
 
     def _set_counters(self, counters: dict[str, Any]) -> None:
         self.faults.load_state_dict(counters["faults"])
         self._lost_evaluations = counters["lost_evaluations"]
+        self._spared_evaluations = counters.get("spared_evaluations", 0.0)  # older checkpoints do not know it
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._lost_evaluations = 0
+        self._lost_evaluations, self._spared_evaluations = 0, 0.0
         return super()._prepare_for_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -189,24 +204,10 @@ class RTSTrainer(ResumableTrainer):
         wanted = None if rts is None else rts.settings()
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and rts is not None and wanted is not None:
-            self._reconcile(rts, wanted, checkpoint)
+            reconcile(rts, wanted, checkpoint, override=self.args.override_schedule)
             was_plain = is_plain(checkpoint)
             if was_plain or (was_plain is None and rts.stats()["step"] == 0):
                 rts.join(self.state.global_step - self._lost_evaluations)  # one was lost with each skipped update
-
-    def _reconcile(self, rts: RTSPUGD, wanted: dict[str, Any], checkpoint: str) -> None:
-        """Refuse to go on with other settings than the checkpoint's, unless that is meant."""
-        loaded = rts.settings()
-        changed = [name for name in wanted if wanted[name] != loaded.get(name)]
-        if not changed:
-            return
-        if not self.args.override_schedule:
-            difference = ", ".join(f"{name} {loaded.get(name)} → {wanted[name]}" for name in changed)
-            raise ValueError(
-                f"resume_from_checkpoint={checkpoint!r} was trained with other settings ({difference}); use the same, "
-                "or set override_schedule=True (--override_schedule) if the change is meant."
-            )
-        rts.apply_settings(wanted)
 
     # ---- The two passes ----
 
@@ -242,7 +243,7 @@ class RTSTrainer(ResumableTrainer):
                 loss = super().training_step(model, inputs, num_items_in_batch)
             self._window_loss = self._window_loss + loss
             if rts is not None and self._window_perturbs:
-                self._window.append((inputs, state))
+                self._window.append((first_images(inputs, self.args.perturb_fraction), state))
                 if ends_window:
                     self._run_second_pass(rts, model, num_items_in_batch)
         except RuntimeError as error:
@@ -259,24 +260,21 @@ class RTSTrainer(ResumableTrainer):
 
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         window, self._window = self._window, []
-        second_loss: Tensor | float = 0.0
+        is_whole = self.args.perturb_fraction == 1
+        if not is_whole:  # as the Trainer counts them, in all processes
+            num_items_in_batch = self._get_num_items_in_batch([inputs for inputs, _ in window], self.args.device)
         buffers = keep_buffers(model) if self.args.batchnorm_first_pass_only else contextlib.nullcontext()
-        gradient_state = self.accelerator.gradient_state
+        run = functools.partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         self._in_second_pass = True
         try:
             with rts.perturbed(), buffers:
-                for position, (inputs, state) in enumerate(window):
-                    is_last = position == len(window) - 1
-                    # no_sync keeps gradients local; the flag tells accelerate's own wrappers the same
-                    gradient_state._set_sync_gradients(is_last)
-                    local = contextlib.nullcontext() if is_last else self.accelerator.no_sync(model)
-                    random = contextlib.nullcontext() if state is None else state.replayed()
-                    with local, random:
-                        second_loss = second_loss + super().training_step(model, inputs, num_items_in_batch)
+                second_loss = replay(window, run, model, self.accelerator)
         finally:
             self._in_second_pass = False
-            gradient_state._set_sync_gradients(True)
-        self._sharpness = second_loss - self._window_loss
+        if is_whole:
+            self._sharpness = second_loss - self._window_loss
+        else:
+            self._spared_evaluations += 1 - share_taken(self.args.perturb_fraction, self._train_batch_size)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """Return the gradient's norm just before the step, and leave the step nothing to take if it is not finite."""
@@ -333,7 +331,8 @@ class RTSTrainer(ResumableTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the operations of both passes over a micro-batch; the Trainer asks once for each."""
-        return super().floating_point_ops(inputs) * (2 if self._window_perturbs else 1)
+        second = first_images(inputs, self.args.perturb_fraction) if self._window_perturbs else None
+        return super().floating_point_ops(inputs) + (0 if second is None else super().floating_point_ops(second))
 
     # ---- Logs and the gap switch ----
 

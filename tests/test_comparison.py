@@ -23,7 +23,7 @@ def comparison(folder: Path, *opts: str, **settings: Any) -> Comparison:
     return Comparison(methods, output_dir=folder, **{**defaults, **settings})
 
 
-def pretend(plan: Comparison, cell: Cell, evaluations: int | None = None, switched: int | None = None) -> None:
+def pretend(plan: Comparison, cell: Cell, evaluations: float | None = None, switched: int | None = None) -> None:
     """Write the run folder that a run would have left."""
     write_run_folder(cell.folder)
 
@@ -39,6 +39,13 @@ def test_every_method_gets_the_updates_that_the_budget_pays_for(tmp_path: Path) 
     plan = comparison(tmp_path / "c", "sgd", "sam", "rts_pugd", "rts_pugd --switch_at 0.7", "pugd --perturb_every 3")
     assert (plan.updates_an_epoch, plan.gradient_evaluations) == (5, 20)
     assert [method.updates for method in plan.methods] == [20, 10, 13, 16, 15]
+
+
+def test_a_second_pass_over_fewer_images_leaves_more_updates(tmp_path: Path) -> None:
+    half, odd = "pugd --perturb_fraction 0.5", "sam --perturb_fraction 0.17"  # 5 of 24 images
+    plan = comparison(tmp_path / "c", "pugd", half, odd, f"rts_pugd --switch_at 0 --perturb_every 2 {half[5:]}")
+    assert [method.updates for method in plan.methods] == [10, 13, 16, 16]
+    assert "--perturb_fraction 0.5" in plan.command(plan.cells()[1])
 
 
 def test_accumulated_batches_are_one_gradient(tmp_path: Path) -> None:
@@ -111,6 +118,7 @@ def test_a_recipe_is_compared_with_what_is_said_for_all_in_place_of_its_own_data
         (["sgd", "sam --rho 0.1"], {}, "unknown argument --rho; did you mean --radius_beta_max"),
         (["--opt sgd"], {}, "must begin with an optimizer's name"),
         (["sgd", "sgx"], {}, "opt='sgx' is not an optimizer timm knows"),
+        (["sgd --perturb_fraction 0.5"], {}, "perturb_fraction=0.5: opt='sgd' has no second pass"),
         (["sgd"], {"budget": 0}, "budget=0 must be greater than 0"),
         (["sgd"], {"seeds": range(0)}, "seeds=0 makes no runs"),
         (["sgd", "sam"], {"budget": 0.2}, "budget=0.2 pays for no update of 'sam'"),
@@ -138,6 +146,21 @@ def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: P
     plan.settle_lengths(run)  # type: ignore[arg-type]
     assert lengths == [200, 133]
     assert plan.methods[1].updates == 133  # 199 of 200 gradient evaluations
+
+
+def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance --perturb_fraction 0.5", budget=40)
+    lengths = []
+
+    def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
+        for cell in cells:
+            updates = cell.method.updates or 0
+            lengths.append(updates)
+            pretend(plan, cell, updates + 0.5 * (updates - updates // 2), updates // 2)
+
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert lengths == [200, 160]
+    assert plan.methods[0].updates == 160
 
 
 def test_runs_that_fail_are_told_after_the_others_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

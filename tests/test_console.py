@@ -40,6 +40,10 @@ def test_summary() -> None:
     assert text.endswith("runs/mine")
 
 
+def test_gradient_evaluations_are_read_whole() -> None:
+    assert "661 in 630 updates" in summary({**RECORD, "gradient_evaluations": 661.3125}, "runs/mine")
+
+
 @pytest.mark.parametrize(
     ("switch", "words"),
     [
@@ -92,7 +96,7 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
         {"train_loss": 1.5, "train_accuracy": 0.5, "eval_loss": 1.25, "eval_accuracy": 0.5, "gradient_evaluations": 3},
     ]
     callback.on_evaluate(arguments, state, None)
-    state.log_history.append({"eval_loss": 123456789.0, "eval_accuracy": 0.625, "gradient_evaluations": 5})
+    state.log_history.append({"eval_loss": 123456789.0, "eval_accuracy": 0.625, "gradient_evaluations": 4.75})
     weight.grad = torch.ones(1)
     with optimizer.perturbed():
         pass

@@ -40,6 +40,7 @@ CLIMBING = {
 PAIRS: dict[str, dict[str, Any]] = {
     **{name: {**settings, "per_device_train_batch_size": 4} for name, settings in SWITCHES.items()},
     "sgd": {**SWITCHES["plain"], **ACCUMULATED},
+    "half": {**SWITCHES["from the start"], "per_device_train_batch_size": 4, "perturb_fraction": 0.5},
     "together": {**CLIMBING, "sync_first_pass": True},
     "alone": {**CLIMBING, "sync_first_pass": False},
 }
@@ -104,6 +105,15 @@ def test_batch_accumulation_and_processes_give_the_same_updates(
             assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5), variant
     if name in ("variance", "gap"):
         assert found["switched_at"] == 4
+
+
+def test_processes_share_the_images_of_a_second_pass(tmp_path: Path, pairs: dict[str, Found]) -> None:
+    # two processes serve the micro-batches of one that accumulates two
+    both, found = run(tmp_path / "both", **{**PAIRS["half"], "gradient_accumulation_steps": 2})
+    whole, _ = run(tmp_path / "whole", **{**PAIRS["from the start"], "gradient_accumulation_steps": 2})
+    assert pairs["half"][1]["updates"] == found["updates"] == 6
+    assert difference(pairs["half"][0], both) <= 1e-5
+    assert difference(both, whole) > 1e-3
 
 
 def test_bytes_sent_between_processes(pairs: dict[str, Found]) -> None:

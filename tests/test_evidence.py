@@ -104,6 +104,25 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in write_evidence(records, tmp_path / "README.md")} == first
 
 
+def test_gradient_evaluations_that_are_not_whole_are_kept(tmp_path: Path) -> None:
+    comparison = write_comparison(tmp_path / "digits-30", {"sgd": [0.9], "rts_pugd": [0.93]})
+    run = comparison / "runs" / "rts_pugd" / "seed-0"
+    edit_json(run / "run.json", lambda record: record.update(gradient_evaluations=661.5))
+
+    def edit(state: dict[str, Any]) -> None:
+        for entry in state["log_history"]:
+            entry["gradient_evaluations"] = entry["step"] * 1.0625
+
+    edit_json(run / "trainer_state.json", edit)
+    write_report(comparison, [(m, comparison / "runs" / m / "seed-0") for m in ("sgd", "rts_pugd")], FACTS)
+    keep(comparison, tmp_path / "records" / "digits-30")
+    (found,) = read_evidence(tmp_path / "records")
+    assert [type(row["gradient_evaluations"]) for row in found.rows] == [int, float]
+    assert found.rows[1]["gradient_evaluations"] == 661.5
+    logged = [e["gradient_evaluations"] for e in read_log(run) if e.get("eval_accuracy") is not None]
+    assert [point[0] for point in found.curves["rts_pugd"][0]] == logged
+
+
 def test_a_loss_is_told_as_one(tmp_path: Path) -> None:
     for name, own in (("digits-30", [0.80, 0.81, 0.83]), ("digits-100", [0.90, 0.93, 0.91])):
         keep(

@@ -99,6 +99,7 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("optimizer.base", "adamw", "| base optimizer | adamw |"),
     ("optimizer.total_steps", 500, "Training stopped after 400 of 500 updates"),
     ("optimizer.perturb_every", 3, "One update in 3 was perturbed"),
+    ("optimizer.perturb_fraction", 0.5, "first 0.5 of each micro-batch's images"),
     ("optimizer.radius.beta_max", 4.0, "| 0.02 | 4 | 0.25 |"),
     ("optimizer.radius.strategy", "constant", "| radius α_r | constant | `β_max` | 0.02 | 2 | 2 | 2 | 2 |"),
     ("optimizer.scale.beta_min", 0.3, "| 0.3 | 1 | 1 | 0.9233 | 0.3 |"),
@@ -109,6 +110,7 @@ NUMBERS: list[tuple[str, object, str]] = [
     ("optimizer.switch.state.norms", [1.0, 3.0], "σ² = 1;"),
     ("optimizer.switch.state.initial_sum", 0.5, "0.2 · 0.5 = 0.1"),
     ("updates", 340, "680 gradient evaluations in 340 updates; a plain optimizer needs 340"),
+    ("gradient_evaluations", 12345.75, "Cost: 12,346 gradient evaluations in 400 updates"),
     ("gradient_evaluations", 600, "(1.5 times as many)"),
     ("gradient_evaluations", 400, "in 400 updates; a plain optimizer needs 400 for the same epochs.\n"),
     (

@@ -20,7 +20,7 @@ from rts_hf.optimizer_names import (
 
 
 def arguments(**changes: Any) -> SimpleNamespace:
-    return SimpleNamespace(**{"opt": "rts_pugd", **dict.fromkeys(RTS_FIELDS), **changes})
+    return SimpleNamespace(**{"opt": "rts_pugd", **dict.fromkeys(RTS_FIELDS), "perturb_fraction": 1.0, **changes})
 
 
 @pytest.mark.parametrize("opt", TWO_PASS_OPTIMIZERS)
@@ -38,6 +38,8 @@ def test_plain_optimizers_take_no_setting_of_two_pass_ones(opt: str) -> None:
     check_optimizer_name(arguments(opt=opt))
     with pytest.raises(ValueError, match=rf"radius='constant': opt='{opt}' has no second pass"):
         check_optimizer_name(arguments(opt=opt, radius="constant"))
+    with pytest.raises(ValueError, match=rf"perturb_fraction=0.5: opt='{opt}' has no second pass.*leave it out"):
+        check_optimizer_name(arguments(opt=opt, perturb_fraction=0.5))
 
 
 @pytest.mark.parametrize(("changes", "near"), [({"opt": "rts_pug"}, "rts_pugd"), ({"base": "adamz"}, "adam")])
