@@ -22,6 +22,7 @@ from rts_hf.checks import check_without_metrics
 from rts_hf.compiling import refusals_explained
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.faults import FaultCounter
+from rts_hf.gradient_norm import unclipped_norm
 from rts_hf.metrics import classification_metrics, is_classifier, mean_cross_entropy
 from rts_hf.optimizer import RTSPUGD
 from rts_hf.parallelism import check_accelerator, name_blocks
@@ -30,7 +31,7 @@ from rts_hf.resuming import is_plain, reconcile
 from rts_hf.second_pass import BufferSnapshot, RandomState, keep_buffers
 from rts_hf.sums import DeviceSums
 from rts_hf.unwrapping import unwrap_optimizer
-from rts_hf.window import check_same_dropout, first_images, replay, share_taken
+from rts_hf.window import OperationCounts, check_same_dropout, first_images, replay, share_taken
 
 
 class RTSTrainer(ResumableTrainer):
@@ -94,9 +95,8 @@ class RTSTrainer(ResumableTrainer):
             self.compute_loss_func = self._mean_over_images
         self.faults = FaultCounter(self.args.max_skipped_updates)
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
-        self._window_perturbs = False
-        self._in_second_pass = False
-        self._window_is_open = False
+        self._window_perturbs = self._in_second_pass = self._window_is_open = False
+        self._operations = OperationCounts()
         self._window_loss: Tensor | float = 0.0
         self._norm = 0.0
         self._sharpness: Tensor | float | None = None
@@ -276,9 +276,9 @@ class RTSTrainer(ResumableTrainer):
         else:
             self._spared_evaluations += 1 - share_taken(self.args.perturb_fraction, self._train_batch_size)
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient's norm just before the step, and leave the step nothing to take if it is not finite."""
-        norm = super()._get_grad_norm(*args, **kwargs)
+        norm = super()._get_grad_norm(model, unclipped_norm(self.accelerator, model, grad_norm))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self._norm = size = float(norm)
         optimizer, update = self.optimizer, self.state.global_step + 1
@@ -331,8 +331,9 @@ class RTSTrainer(ResumableTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the operations of both passes over a micro-batch; the Trainer asks once for each."""
-        second = first_images(inputs, self.args.perturb_fraction) if self._window_perturbs else None
-        return super().floating_point_ops(inputs) + (0 if second is None else super().floating_point_ops(second))
+        count, fraction = super().floating_point_ops, self.args.perturb_fraction
+        second = [first_images(inputs, fraction)] if self._window_perturbs else []
+        return sum(self._operations.of(each, count) for each in (inputs, *second))
 
     # ---- Logs and the gap switch ----
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -61,6 +62,20 @@ def first_images(inputs: dict[str, Any], fraction: float) -> dict[str, Any]:
         return value[:taken] if is_per_image and len(value) == images else value
 
     return {name: cut(value) for name, value in inputs.items()}
+
+
+class OperationCounts:
+    """The operations of a pass over a batch, counted once for each shape: to count takes a walk over the parameters."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[tuple[str, torch.Size], ...], int] = {}
+
+    def of(self, inputs: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> int:
+        """Return what ``count`` returns for these inputs, or returned for others of their shapes."""
+        shapes = tuple((name, value.shape) for name, value in inputs.items() if isinstance(value, Tensor))
+        if shapes not in self._counts:
+            self._counts[shapes] = count(inputs)
+        return self._counts[shapes]
 
 
 def replay(

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 from rts_hf import FixedSwitch, RTSTrainer, RTSTrainingArguments
 from rts_hf.budget import gradient_evaluations
 from rts_hf.resuming import mark_complete
-from rts_hf.window import first_images, images_taken
+from rts_hf.window import OperationCounts, first_images, images_taken
 
 SHAPE = {"radius": "constant", "radius_beta_max": 0.5, "scale": "constant", "scale_beta_max": 0.7}  # never 0
 ALWAYS = {"switch": "fixed", "switch_at": "0", **SHAPE}
@@ -322,3 +322,17 @@ def test_dropout_without_modules_of_its_own_is_seen(tmp_path: Path) -> None:
     arguments = make_arguments(tmp_path, perturb_fraction=0.5)
     with pytest.raises(ValueError, match="same_dropout=True cannot be kept"):
         RTSTrainer(model=model, args=arguments, train_dataset=Images())
+
+
+def test_operations_are_counted_once_for_each_shape() -> None:
+    counted: list[int] = []
+    counts = OperationCounts()
+
+    def count(inputs: dict[str, Any]) -> int:
+        counted.append(inputs["pixel_values"].numel())
+        return counted[-1]
+
+    for images in (4, 4, 2, 4, 2):
+        batch = {"pixel_values": torch.ones(images, 3), "labels": torch.ones(images), "note": "x"}
+        assert counts.of(batch, count) == 3 * images
+    assert counted == [12, 6]
