@@ -21,7 +21,7 @@ SIZES = (1e6, 3e6, 1e7, 3e7, 1e8, 3e8)
 TENSORS = (10, 30, 100, 300, 1000, 3000)
 _TENSORS_OF_SIZES = 100
 _SIZE_OF_TENSORS = 1e7
-_NAMES = {"perturbed": "perturbed update", "plain": "SGD with momentum alone"}
+_NAMES = {"perturbed": "perturbed", "plain": "SGD"}
 
 
 def measure_scaling(
@@ -85,10 +85,13 @@ def draw_scaling(path: Path, measured: dict[str, list[dict[str, float]]]) -> lis
                     milliseconds,
                     marker=marker,
                     color=colour,
-                    label=f"{words}: slope {fitted:.2f}",
+                    label=f"{words}, slope {fitted:.2f}",
                 )
             axes.set_xlabel(label)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}")
+            axes.minorticks_off()
             axes.legend(loc="upper left")
+        left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         left.set_ylabel("optimizer's part of an update (ms)")
         top = left.get_ylim()[1]
         left.set_ylim(top=top * 6)  # room for the legends

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure what the method costs, and print each figure beside its target.
 
-python scripts/benchmark.py                                    # all figures and the scaling plot; about 15 minutes
+python scripts/benchmark.py                                    # all figures, eight minutes on two cores
 python scripts/benchmark.py --figures operations memory        # some of them
 python scripts/benchmark.py --from_record                      # README's table and plot from the committed record
 """
