@@ -265,7 +265,7 @@ def _bytes_held(device: str) -> int:
         return int(torch.get_device_module(device).memory_allocated())
     storages = {}
     for each in gc.get_objects():
-        if issubclass(type(each), Tensor):
+        if type(each) in (Tensor, nn.Parameter):  # others, such as those of a compiler, hold no memory
             storage = each.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

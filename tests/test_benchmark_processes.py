@@ -1,10 +1,12 @@
 """What two processes average in an update, counted where DDP does it."""
 
+import pytest
 import timm
 
 from rts_hf.benchmark_processes import bytes_averaged, measure
 
 
+@pytest.mark.slow
 def test_one_all_reduce_averages_what_sgd_does() -> None:
     measured = measure(2, updates=3, model_name="resnet_micro_small")
     figure = bytes_averaged(measured)

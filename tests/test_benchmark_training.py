@@ -1,5 +1,7 @@
 """Figures of a run: they are measured on the real Trainer, pipeline and command."""
 
+import pytest
+
 from rts_hf.benchmark_training import data_share, input_pipeline, start, trainer_over_bare_loop
 
 
@@ -18,6 +20,7 @@ def test_pipeline() -> None:
     assert figure.details["ours, images/s"] > figure.details["with_transform, images/s"] > 0
 
 
+@pytest.mark.slow
 def test_start() -> None:
     figure = start(repeats=1, warm_up=0)
     assert figure.details["job"] > figure.details["imports"] > 0.5
