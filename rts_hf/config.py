@@ -52,6 +52,9 @@ class ModelArguments:
     model_args: dict | str | None = field(
         default=None, metadata={"help": "Arguments of timm.create_model as JSON, e.g. '{\"drop_path_rate\": 0.1}'."}
     )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Keep weights and maps with channels innermost: faster for many convnets."}
+    )
 
     def __post_init__(self) -> None:
         self.model_args = _json_object("model_args", self.model_args)

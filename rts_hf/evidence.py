@@ -96,7 +96,7 @@ def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tup
             name = f"{benchmark.name}-{budget}"
             own = ["--opts", *METHODS, "--seeds", str(seeds), "--budget", str(budget), *TUNING]
             where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
-            yield name, [*own, *where, *benchmark.words, "--draw_figures", "false"]
+            yield name, [*own, *where, *benchmark.words, "--channels_last", "--draw_figures", "false"]
 
 
 def keep(comparison_dir: str | Path, target: str | Path) -> None:

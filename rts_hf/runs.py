@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
@@ -120,6 +121,8 @@ def train(
         small_image_stem=model_args.small_image_stem,
         model_args=model_args.model_args,  # type: ignore[arg-type]
     )
+    if model_args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     stop = StopOnSigterm()
     trainer = create_trainer(model, data, training_args, stop)
     trainer.run_arguments = arguments
