@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -198,16 +199,17 @@ def extra_memory(device: str = "cpu") -> Figure:
     )
 
 
-def synchronizations() -> Figure:
-    """Count how often an update waits for the device, with the calls that would on a GPU."""
-    model, x, y = _small_resnet("cpu", 2, "resnet_micro_small")
+def synchronizations(device: str = "cpu") -> Figure:
+    """Count how often an update waits for the device: what torch notes on a GPU, on a CPU the calls that would."""
+    model, x, y = _small_resnet(device, 2, "resnet_micro_small")
+    waits = _waits if device == "cpu" else _noted_waits
     counts: dict[str, int] = {}
     for phase, switch in (("perturbed", None), ("before the switch", "gradient_variance")):
         more: dict[str, Any] = {"switch_window": 5, "switch_init_steps": 5, "switch_gamma": 1e-12} if switch else {}
         optimizer = RTSPUGD(model.parameters(), switch=switch, total_steps=10**6, **more, **_SETTINGS)
         for step in range(20):
             cross_entropy(model(x), y).backward()
-            with _waits() as seen:
+            with waits() as seen:
                 if optimizer.perturbing:
                     with optimizer.perturbed():
                         pass
@@ -258,6 +260,21 @@ def _waits() -> Iterator[list[str]]:
     finally:
         for name, original in originals.items():
             setattr(Tensor, name, original)
+
+
+@contextmanager
+def _noted_waits() -> Iterator[list[str]]:
+    """Collect the waits for a CUDA device inside the ``with`` block, as torch's own debug mode notes them."""
+    before = torch.cuda.get_sync_debug_mode()
+    seen: list[str] = []
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    seen += [str(each.message) for each in noted if "called a synchronizing" in str(each.message)]
 
 
 def _bytes_held(device: str) -> int:
