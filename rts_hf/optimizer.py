@@ -120,6 +120,7 @@ class RTSPUGD(TimedOptimizer):
 
     def _forget_transient(self) -> None:
         self._buffers: list[Tensor] = []
+        self._forms_of_buffers: list[tuple[Any, ...]] = []  # of the tensors that they were made like
         self._norms: tuple[Tensor | float, Tensor | float] = 0.0, 0.0  # ‖g‖ and ‖ε‖ of the last step
         self._coming_norms: tuple[Tensor | float, Tensor | float] | None = None  # those of a step that is under way
         self._probe_norm: Tensor | float | None = None  # that of a share of g* + α_s·g, once there is a g*
@@ -343,9 +344,10 @@ class RTSPUGD(TimedOptimizer):
         self._unusable = unusable + self._unusable
 
     def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        params = [param for group in self.param_groups for param in group["params"] if param.grad is not None]
-        grads = [param.grad for param in params]
-        if any(grad.layout != torch.strided for grad in grads):
+        pairs = [(param, param.grad) for group in self.param_groups for param in group["params"]]
+        params = [param for param, grad in pairs if grad is not None]
+        grads = [grad for _, grad in pairs if grad is not None]
+        if {grad.layout for grad in grads} - {torch.strided}:
             raise RuntimeError(
                 "RTSPUGD does not support sparse gradients; build the layer that makes them with sparse=False."
             )
@@ -354,11 +356,9 @@ class RTSPUGD(TimedOptimizer):
     def _buffers_like(self, params: list[Tensor]) -> list[Tensor]:
         """Return uninitialized tensors like ``params``, the same ones at every step: allocation is what costs."""
 
-        def describe(tensor: Tensor) -> tuple[Any, ...]:
-            return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-        if [describe(buffer) for buffer in self._buffers] != [describe(param) for param in params]:
-            self._buffers = [torch.empty_like(param) for param in params]
+        forms = [(param.shape, param.stride(), param.dtype, param.device) for param in params]
+        if forms != self._forms_of_buffers:
+            self._buffers, self._forms_of_buffers = [torch.empty_like(param) for param in params], forms
         return self._buffers
 
     # ---- Schedules and switch ----

@@ -67,24 +67,24 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return each tensor's L2 norm, in float32 at least."""
-    sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
-    if sharded:
+    if is_sharded(tensors):
+        sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
         if sharded < len(tensors):
             raise RuntimeError(
                 f"{sharded} of {len(tensors)} parameters are sharded and the others are not; shard them all: RTSPUGD "
                 "does not support fully_shard's ignored_params."
             )
         # the sharding rule of the list norm does not take a dtype
-        return [*torch._foreach_norm([t.float() if t.dtype in _LOW_PRECISION else t for t in tensors], 2)]
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        return [*torch._foreach_norm(_in_float(tensors), 2)]
+    dtype = torch.float64 if torch.float64 in dtypes(tensors) else torch.float32
     return [*torch._foreach_norm(tensors, 2, dtype=dtype)]
 
 
 def _total(norms: list[Tensor]) -> Tensor:
     """Return the norm of what has these norms, as a scalar tensor on the first one's device."""
-    if any(norm.device != norms[0].device for norm in norms):
+    if len({norm.device for norm in norms}) > 1:
         norms = [norm.to(norms[0].device) for norm in norms]
-    if any(norm.dtype != norms[0].dtype for norm in norms):  # of parts, some in float32 and some in float64
+    if len(dtypes(norms)) > 1:  # of parts, some in float32 and some in float64
         norms = [norm.double() for norm in norms]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -92,13 +92,14 @@ def _total(norms: list[Tensor]) -> Tensor:
 
 def probe(tensors: list[Tensor]) -> Tensor:
     """Return the smallest tensor with a 64th of all elements, or the largest: by its norm, how all were scaled."""
-    enough = sum(tensor.numel() for tensor in tensors) / 64
-    return min(tensors, key=lambda tensor: (tensor.numel() < enough, abs(tensor.numel() - enough)))
+    sizes = [*map(Tensor.numel, tensors)]
+    enough = sum(sizes) / 64
+    return tensors[sizes.index(min((size for size in sizes if size >= enough), default=max(sizes)))]
 
 
 def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy every source into its target, bit for bit."""
-    if any(isinstance(target, DTensor) for target in targets):  # has no multi-tensor copy
+    if is_sharded(targets):  # has no multi-tensor copy
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
     elif targets:
@@ -167,7 +168,7 @@ def perturb_(
         torch._foreach_mul_(epsilon, factor)
         if method.weight_power != method.norm_power:
             epsilon_norms += _norms(epsilon)
-        if any(weight.dtype in _LOW_PRECISION for weight in weights):
+        if _is_low_precision(weights):
             # |w|⊙g would underflow or round coarsely, so only the sum is rounded
             torch._foreach_add_(epsilon, [weight.float() for weight in weights])
             copy_(weights, epsilon)
@@ -214,13 +215,29 @@ def _goes_by_parts(params: list[Tensor]) -> bool:
     Low precision wants it in float32. On a CPU, lists much longer than its cache are read and written less often so;
     shorter ones are faster as one, and on a GPU many operations on small parts cost more than they save.
     """
-    if any(isinstance(param, DTensor) for param in params):
-        return any(param.dtype in _LOW_PRECISION for param in params)
-    return any(param.dtype in _LOW_PRECISION for param in params) or _is_long_on_cpu(params)
+    return _is_low_precision(params) or (not is_sharded(params) and _is_long_on_cpu(params))
 
 
 def _is_long_on_cpu(tensors: list[Tensor]) -> bool:
-    return sum(t.numel() for t in tensors) > _LONG and all(t.device.type == "cpu" for t in tensors)
+    return sum(map(Tensor.numel, tensors)) > _LONG and all(tensor.is_cpu for tensor in tensors)
+
+
+# What a list's tensors are is asked often, and a walk over a thousand of them takes Python longer than a GPU needs for
+# the arithmetic: so these walk as fast as it can.
+
+
+def is_sharded(tensors: list[Tensor]) -> bool:
+    """Return whether any of the tensors is one of FSDP2's shards."""
+    return any(issubclass(kind, DTensor) for kind in {*map(type, tensors)})
+
+
+def dtypes(tensors: list[Tensor]) -> set[torch.dtype]:
+    """Return the types of the tensors' elements."""
+    return {tensor.dtype for tensor in tensors}
+
+
+def _is_low_precision(tensors: list[Tensor]) -> bool:
+    return not dtypes(tensors).isdisjoint(_LOW_PRECISION)
 
 
 def _scaled_directions(weights: list[Tensor], gradients: list[Tensor], weight_power: int) -> list[Tensor]:
@@ -242,6 +259,8 @@ def _products(weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
 
 
 def _in_float(tensors: list[Tensor]) -> list[Tensor]:
+    if not _is_low_precision(tensors):
+        return tensors
     return [tensor.float() if tensor.dtype in _LOW_PRECISION else tensor for tensor in tensors]
 
 
@@ -251,7 +270,7 @@ def _parts(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
     Args:
         *lists: Lists whose tensors at one place have the same shape.
     """
-    if any(isinstance(tensor, DTensor) for tensors in lists for tensor in tensors):
+    if any(is_sharded(tensors) for tensors in lists):
         yield lists
         return
     size = _CACHED if _is_long_on_cpu(lists[0]) else _LONG
@@ -302,7 +321,7 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> 
         for grad, buffer in zip(grads, buffers, strict=True)
     ]
     torch._foreach_div_(grads, norm.masked_fill(unusable, 1.0))
-    if any(buffer.device.type not in _FUSED_DEVICES for buffer in buffers):
+    if not {device.type for device in {buffer.device for buffer in buffers}} <= _FUSED_DEVICES:
         for grad, buffer in zip(grads, buffers, strict=True):
             buffer.copy_(torch.where(unusable, torch.zeros_like(grad), grad))
         return unusable
@@ -326,4 +345,6 @@ def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> 
 
 
 def _local_shards(tensors: list[Tensor]) -> list[Tensor]:
+    if not is_sharded(tensors):
+        return tensors
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]

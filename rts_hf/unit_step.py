@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from rts_hf.perturbation import is_unusable, unit_gradients
+from rts_hf.perturbation import is_sharded, is_unusable, unit_gradients
 
 # Devices whose fused optimizers are known to divide by grad_scale.
 _DIVIDING_DEVICES = frozenset({"cpu", "cuda"})
@@ -45,7 +44,7 @@ def take_unit_step(
             del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
         return unusable
     units = buffers()
-    if any(grad.dtype != param.dtype for param, grad in zip(params, grads, strict=True)):
+    if [param.dtype for param in params] != [grad.dtype for grad in grads]:
         units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
     unusable = unit_gradients(grads, units, norm)
     try:
@@ -58,7 +57,7 @@ def take_unit_step(
     return unusable
 
 
-def divides(base: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], norm: Tensor) -> bool:
+def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> bool:
     """Return whether ``base`` itself can divide these gradients in its step.
 
     It can if it is fused, on plain tensors of one type that lie in memory as their gradients do. In the first step of a
@@ -68,12 +67,9 @@ def divides(base: Optimizer, params: Sequence[Tensor], grads: Sequence[Tensor], 
         getattr(base, "_step_supports_amp_scaling", False)
         and all(group.get("fused") for group in base.param_groups)
         and norm.dtype == torch.float32
-        and all(
-            not isinstance(param, DTensor)
-            and param.device.type in _DIVIDING_DEVICES
-            and param.dtype == grad.dtype
-            and param.stride() == grad.stride()
-            and bool(base.state.get(param))
-            for param, grad in zip(params, grads, strict=True)
-        )
+        and not is_sharded(params)
+        and {device.type for device in {param.device for param in params}} <= _DIVIDING_DEVICES
+        and [param.dtype for param in params] == [grad.dtype for grad in grads]
+        and [param.stride() for param in params] == [grad.stride() for grad in grads]
+        and all(map(base.state.get, params))
     )
