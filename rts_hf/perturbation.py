@@ -45,6 +45,10 @@ METHODS: Mapping[str, TwoPassMethod] = MappingProxyType(
 
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+# Elements and types of which a CPU gets the sum of squares from BLAS in half the time of torch's norm, and with a tenth
+# of its rounding or less.
+_DOTTED_FROM = 2**15
+_DOTTED = (torch.float32, torch.float64)
 # Elements of lists that are worked on as one, and of a part of longer ones where a copy in float32 is made of it.
 _LONG = 2**25
 # Elements of a part that stays in a CPU's cache from one operation to the next.
@@ -62,11 +66,13 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     Raises:
         RuntimeError: If some tensors are sharded and others are not.
     """
-    return _total(_norms(tensors))
+    return _total([norm for (part,) in _parts(tensors) for norm in _norms(part)])
 
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return each tensor's L2 norm, in float32 at least."""
+    if len(tensors) == 1 and _is_long_and_flat(tensors[0]):
+        return [torch.dot(tensors[0], tensors[0]).sqrt()]
     if is_sharded(tensors):
         sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
         if sharded < len(tensors):
@@ -162,21 +168,31 @@ def perturb_(
     if divisor is None:
         raise ValueError("divisor is None, but save_and_measure returns one for these params; pass that.")
     factor = _factor(radius, divisor)
+    factors = factor.reshape(1)
     epsilon_norms = list[Tensor]()
     for weights, gradients in _parts(params, grads):
-        epsilon = _scaled_directions(weights, gradients, method.weight_power)
-        torch._foreach_mul_(epsilon, factor)
-        if method.weight_power != method.norm_power:
-            epsilon_norms += _norms(epsilon)
-        if _is_low_precision(weights):
-            # |w|⊙g would underflow or round coarsely, so only the sum is rounded
-            torch._foreach_add_(epsilon, [weight.float() for weight in weights])
-            copy_(weights, epsilon)
+        if method.weight_power == method.norm_power == 1 and not _is_low_precision(weights):
+            magnitudes = torch._foreach_abs(weights)
+            torch._foreach_addcmul_(weights, magnitudes, gradients, factors.expand(len(weights)).contiguous())
         else:
-            torch._foreach_add_(weights, epsilon)
+            epsilon_norms += _add_epsilon(weights, gradients, factor, method)
         if scale != 1:
             torch._foreach_mul_(gradients, scale)
     return _total(epsilon_norms) if epsilon_norms else factor * divisor
+
+
+def _add_epsilon(weights: list[Tensor], gradients: list[Tensor], factor: Tensor, method: TwoPassMethod) -> list[Tensor]:
+    """Move ``weights`` to w + ε, with ε in tensors of its own, and return its norms where only they tell ‖ε‖."""
+    epsilon = _scaled_directions(weights, gradients, method.weight_power)
+    torch._foreach_mul_(epsilon, factor)
+    if _is_low_precision(weights):
+        # |w|⊙g would underflow or round coarsely, so only the sum is rounded
+        norms = _norms(epsilon) if method.weight_power != method.norm_power else []
+        torch._foreach_add_(epsilon, [weight.float() for weight in weights])
+        copy_(weights, epsilon)
+        return norms
+    torch._foreach_add_(weights, epsilon)
+    return _norms(epsilon) if method.weight_power != method.norm_power else []
 
 
 def _perturb_whole_(
@@ -234,6 +250,16 @@ def is_sharded(tensors: list[Tensor]) -> bool:
 def dtypes(tensors: list[Tensor]) -> set[torch.dtype]:
     """Return the types of the tensors' elements."""
     return {tensor.dtype for tensor in tensors}
+
+
+def _is_long_and_flat(tensor: Tensor) -> bool:
+    return (
+        tensor.ndim == 1
+        and tensor.is_cpu
+        and tensor.numel() >= _DOTTED_FROM
+        and tensor.dtype in _DOTTED
+        and not isinstance(tensor, DTensor)
+    )
 
 
 def _is_low_precision(tensors: list[Tensor]) -> bool:

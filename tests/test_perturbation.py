@@ -57,6 +57,7 @@ def test_parts_of_long_lists_give_what_the_whole_gives(
     for length in (10**6, 16):
         monkeypatch.setattr("rts_hf.perturbation._LONG", length)
         monkeypatch.setattr("rts_hf.perturbation._CACHED", length)
+        monkeypatch.setattr("rts_hf.perturbation._DOTTED_FROM", length // 2)
         params, grads, saved = [p.clone() for p in w], [x.clone() for x in g], [torch.empty_like(p) for p in w]
         norm, divisor = save_and_measure(params, grads, saved, method)
         assert all(torch.equal(copy, p) for copy, p in zip(saved, w, strict=True))
@@ -66,6 +67,12 @@ def test_parts_of_long_lists_give_what_the_whole_gives(
     assert torch.equal(made[0][8], g[1] * 0.5)
     for whole, parts in zip(*made, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-7)
+
+
+def test_a_long_norm_is_as_exact_as_float32_allows() -> None:
+    """Summed up in one run, the norm of so many numbers is wrong in its fourth digit."""
+    tensor = torch.rand(2**25 + 1, generator=torch.Generator().manual_seed(0))
+    assert global_norm([tensor]).item() == pytest.approx(tensor.double().norm().item(), rel=1e-6)
 
 
 def test_parts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
