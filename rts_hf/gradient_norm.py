@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from rts_hf.modules import every_module
 from rts_hf.perturbation import global_norm
 
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -23,7 +24,8 @@ def unclipped_norm(accelerator: Accelerator, model: nn.Module, known: Tensor | N
     """
     if known is not None or accelerator.distributed_type not in _WHOLE:
         return known
-    grads = [param.grad for param in model.parameters() if param.grad is not None]
+    params = {id(param): param for module in every_module(model) for param in module._parameters.values()}  # tied: once
+    grads = [param.grad for param in params.values() if param is not None and param.grad is not None]
     if not grads:
         return None
     accelerator.unscale_gradients()

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from rts_hf.modules import every_module
 
 
 class RandomState:
@@ -56,13 +58,13 @@ class BufferSnapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = [
-            buffer
-            for module in model.modules()
-            for name, buffer in module._buffers.items()  # named_buffers is slow, and this is asked at every update
-            if buffer is not None and name not in module._non_persistent_buffers_set
-        ]
-        self._saved = [buffer.detach().clone() for buffer in self._buffers]
+        self._buffers: list[Tensor] = []
+        for module in every_module(model):  # named_buffers is slow, and this is asked twice an update
+            if module._buffers:
+                constants = module._non_persistent_buffers_set
+                self._buffers += [b for name, b in module._buffers.items() if b is not None and name not in constants]
+        with torch.no_grad():
+            self._saved = [buffer.clone() for buffer in self._buffers]
 
     def restore(self) -> None:
         """Put the buffers back to what they were."""

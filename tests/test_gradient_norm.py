@@ -53,3 +53,10 @@ def test_others_are_left_to_the_trainer() -> None:
     assert torch.equal(model[0].weight.grad, torch.full((2, 2), 3.0))
     model.zero_grad()
     assert unclipped_norm(Accelerator(cpu=True), model) is None
+
+
+def test_a_weight_that_stands_in_two_places_counts_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    model[0].weight.grad = torch.full((2, 2), 1.5)
+    assert unclipped_norm(Accelerator(cpu=True), model) == pytest.approx(3.0)
