@@ -22,13 +22,13 @@ from rts_hf.second_pass import keep_buffers
 # (read w and g, write the copy), to perturb and scale (read and write both), to restore (read the copy, write w), for
 # the norm of the sum (read g), for the step (read w, g and the momentum, write w and the momentum).
 TRANSFERS = 3 + 4 + 2 + 1 + 5
-_SETTINGS: dict[str, Any] = {"lr": 1e-6, "base": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+SETTINGS: dict[str, Any] = {"lr": 1e-6, "base": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
 
 
 def update_over_two_passes(device: str = "cpu", *, repeats: int = 5, batch: int = 128) -> Figure:
     """Time a perturbed update against the two forward-backward passes in it."""
     model, x, y = _small_resnet(device, batch)
-    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, fused=True, **_SETTINGS)
+    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, fused=True, **SETTINGS)
 
     def passes() -> None:
         for _ in range(2):
@@ -56,9 +56,9 @@ def update_before_switch(device: str = "cpu", *, repeats: int = 7, batch: int = 
     """Time an update before the switch, with the variance switch listening, against the base optimizer alone."""
     model, x, y = _small_resnet(device, batch)
     listening = RTSPUGD(
-        model.parameters(), switch="gradient_variance", switch_gamma=1e-12, total_steps=10**6, **_SETTINGS
+        model.parameters(), switch="gradient_variance", switch_gamma=1e-12, total_steps=10**6, **SETTINGS
     )
-    settings = {name: value for name, value in _SETTINGS.items() if name != "base"}
+    settings = {name: value for name, value in SETTINGS.items() if name != "base"}
     plain = timm.optim.create_optimizer_v2(model, opt="sgd", **settings)
 
     def update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -87,11 +87,11 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
     """
     from pytorch_optimizer import SAM
 
-    params = _params_with_gradients(timm.create_model(model_name).to(device))
+    params = params_with_gradients(timm.create_model(model_name).to(device))
     copies = [torch.empty_like(param) for param in params]
 
     def ours(**more: Any) -> Callable[[], None]:
-        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **more, **_SETTINGS)
+        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **more, **SETTINGS)
 
         def call() -> None:
             with optimizer.perturbed():
@@ -108,7 +108,7 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
     seconds = interleaved({"ours": fused, "copy": stream}, repeats=repeats, warm_up=2, device=device)
     streaming = {"ours": seconds["ours"], "stream": [TRANSFERS / 2 * each for each in seconds["copy"]]}
 
-    theirs_params = _params_with_gradients(timm.create_model(model_name).to(device))
+    theirs_params = params_with_gradients(timm.create_model(model_name).to(device))
     theirs = SAM(theirs_params, torch.optim.SGD, rho=0.05, lr=1e-6, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
     def sam() -> None:
@@ -145,8 +145,8 @@ def dispatched_operations() -> Figure:
     """Count the operations that the optimizer part of a perturbed update asks torch for, profiler's marks left out."""
     counts = {}
     for name in ("resnet18", "resnet50"):
-        params = _params_with_gradients(timm.create_model(name))
-        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, fused=True, **_SETTINGS)
+        params = params_with_gradients(timm.create_model(name))
+        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, fused=True, **SETTINGS)
         for _ in range(2):  # the first step of a base makes its state
             with _Operations() as seen:
                 with optimizer.perturbed():
@@ -174,7 +174,7 @@ def extra_memory(device: str = "cpu") -> Figure:
         gc.collect()
         model, x, y = _small_resnet(device, 2)
         parameters = sum(param.numel() * param.element_size() for param in model.parameters())
-        settings = {name: value for name, value in _SETTINGS.items() if name != "base"}
+        settings = {name: value for name, value in SETTINGS.items() if name != "base"}
         more: dict[str, Any] = {"switch": None, "total_steps": 10**6} if name == "rts_pugd" else {}
         optimizer = timm.optim.create_optimizer_v2(model, opt=name, **settings, **more)
         for turn in range(3):
@@ -210,7 +210,7 @@ def synchronizations(device: str = "cpu") -> Figure:
     counts: dict[str, int] = {}
     for phase, switch in (("perturbed", None), ("before the switch", "gradient_variance")):
         more: dict[str, Any] = {"switch_window": 5, "switch_init_steps": 5, "switch_gamma": 1e-12} if switch else {}
-        optimizer = RTSPUGD(model.parameters(), switch=switch, total_steps=10**6, **more, **_SETTINGS)
+        optimizer = RTSPUGD(model.parameters(), switch=switch, total_steps=10**6, **more, **SETTINGS)
         for step in range(20):
             cross_entropy(model(x), y).backward()
             with waits() as seen:
@@ -283,7 +283,8 @@ def _noted_waits() -> Iterator[list[str]]:
 
 def _bytes_held(device: str) -> int:
     if device != "cpu":
-        return int(torch.get_device_module(device).memory_allocated())
+        # what is asked for: the allocator hands out blocks of up to a megabyte more
+        return int(torch.get_device_module(device).memory_stats()["requested_bytes.all.current"])
     storages = {}
     for each in gc.get_objects():
         if type(each) in (Tensor, nn.Parameter):  # others, such as those of a compiler, hold no memory
@@ -300,7 +301,7 @@ def _small_resnet(device: str, batch: int, name: str = "resnet18_small") -> tupl
     return model, torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
 
 
-def _params_with_gradients(model: nn.Module) -> list[nn.Parameter]:
+def params_with_gradients(model: nn.Module) -> list[nn.Parameter]:
     params = [*model.parameters()]
     for param in params:
         param.grad = torch.randn_like(param) * 1e-3

@@ -8,10 +8,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rts_hf import benchmark_optimizer, benchmark_processes, benchmark_training
+from rts_hf import (
+    benchmark_optimizer,
+    benchmark_processes,
+    benchmark_profile,
+    benchmark_training,
+    benchmark_variants,
+)
 from rts_hf.benchmark import BEGIN, END, Figure, read_figures, record, table
 from rts_hf.benchmark_scaling import draw_scaling, measure_scaling, slope
+from rts_hf.comparison_tables import read_rows
 from rts_hf.files import read_json_object, replace_part
+
+GPU_RECORD = "benchmark-gpu.json"
+VARIANTS = "variants.csv"
 
 
 def _processes(device: str) -> list[Figure]:
@@ -33,6 +43,8 @@ MEASURES: Mapping[str, Callable[[str], list[Figure]]] = MappingProxyType(
         "start": lambda device: [benchmark_training.start()],
         "all_reduce": _processes,
         "scaling": lambda device: [],
+        "profile": lambda device: [],
+        "variants": lambda device: [],
     }
 )
 
@@ -53,13 +65,25 @@ def measure(names: Sequence[str], device: str = "cpu") -> dict[str, Any]:
         figures += MEASURES[name](device)
         if name == "scaling":
             more["scaling"] = measure_scaling(device, progress=lambda text: print(f"  {text}", file=sys.stderr))
+        if name == "profile":
+            more["profile"] = {
+                "optimizer": benchmark_profile.optimizer_profile(device),
+                "trainer": benchmark_profile.trainer_profile(device),
+            }
+        if name == "variants":
+            more["updates"] = benchmark_variants.time_updates(device)
         if name == "all_reduce":
             more["processes"] = {"1": benchmark_processes.measure(1), "2": figures[-1].details}
     return record(figures, device, **more)
 
 
-def summary(measured: Mapping[str, Any]) -> str:
-    """Return the table of a record's figures, what they were measured on, and the slopes, in Markdown."""
+def summary(measured: Mapping[str, Any], variants: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return the table of a record's figures, what they were measured on, and what else was measured, in Markdown.
+
+    Args:
+        measured: The record.
+        variants: Results of the cheaper variants, if there are any.
+    """
     machine = measured["machine"]
     lines = [
         table(read_figures(measured)),
@@ -67,6 +91,8 @@ def summary(measured: Mapping[str, Any]) -> str:
         f"Measured on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, Python "
         f"{machine['python']}; ratios are medians over interleaved repeats.",
     ]
+    if profile := measured.get("profile"):
+        lines += ["", *_profile(profile)]
     if scaling := measured.get("scaling"):
         sizes, tensors = slope(scaling["sizes"], "parameters"), slope(scaling["tensors"], "tensors")
         lines += [
@@ -80,18 +106,41 @@ def summary(measured: Mapping[str, Any]) -> str:
         for name, each in processes["2"].items():
             alone = processes["1"][name]["seconds"]
             lines.append(f"| {name} | {1e3 * alone:.0f} | {1e3 * each['seconds']:.0f} |")
+    if variants and "updates" in measured:
+        lines += ["", benchmark_variants.table(variants, measured["updates"])]
     return "\n".join(lines)
+
+
+def _profile(profile: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "| optimizer part of a perturbed update | transfers | ms | ÷ streaming them |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for each in profile["optimizer"]:
+        cells = f"{each['transfers']} | {1e3 * each['seconds']:.0f} | {each['streaming']:.2f}"
+        lines.append(f"| {each['part']} | {cells} |")
+    told = [f"{name} {1e3 * seconds:.1f}" for name, seconds in profile["trainer"].items()]
+    return [*lines, "", f"A perturbed update of the main job in `RTSTrainer`, in ms: {', '.join(told)}."]
 
 
 def write_readme(record_path: str | Path, readme: str | Path) -> list[Path]:
     """Write README's part of the benchmark, and the scaling plot beside the record, and return what was written.
 
+    Args:
+        record_path: The record; beside it may lie one of a GPU, and the results of the cheaper variants.
+        readme: The page.
+
     Raises:
-        ValueError: If another version wrote the record, or the README has no such part.
+        ValueError: If another version wrote a record, or the README has no such part.
     """
+    folder = Path(record_path).parent
     measured = read_json_object(Path(record_path))
-    replace_part(Path(readme), BEGIN, END, f"\n\n{summary(measured)}\n\n")
+    variants = read_rows(folder / VARIANTS) if (folder / VARIANTS).is_file() else []
+    told = summary(measured, variants)
+    if (folder / GPU_RECORD).is_file():
+        told += f"\n\nOn a GPU:\n\n{summary(read_json_object(folder / GPU_RECORD))}"
+    replace_part(Path(readme), BEGIN, END, f"\n\n{told}\n\n")
     paths = [Path(readme)]
     if "scaling" in measured:
-        paths += draw_scaling(Path(record_path).parent / "scaling", measured["scaling"])
+        paths += draw_scaling(folder / "scaling", measured["scaling"])
     return paths

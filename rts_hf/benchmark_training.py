@@ -28,7 +28,7 @@ from rts_hf.second_pass import keep_buffers
 from rts_hf.trainer import RTSTrainer
 
 _JOBS = {"resnet_micro_small": "the main job", "resnet18_small": "the main job's data with `resnet18_small`"}
-_WARM_UP = 3  # updates of a run before its clock starts
+WARM_UP = 3  # updates of a run before its clock starts
 # Runs the training command up to its first update, and leaves.
 _FIRST_UPDATE = """
 import os, sys
@@ -54,7 +54,7 @@ def trainer_over_bare_loop(device: str = "cpu", *, repeats: int = 5, updates: in
     model_name = "resnet_micro_small" if device == "cpu" else "resnet18_small"
     seconds: dict[str, list[float]] = {"trainer": [], "bare loop": []}
     for _ in range(repeats):
-        seconds["trainer"].append(_trained(data, updates, device, model_name, switch_at=0.0)[0])
+        seconds["trainer"].append(trained(data, updates, device, model_name, switch_at=0.0)[0])
         seconds["bare loop"].append(_bare_loop(data, updates, device, model_name))
     images = updates * 64
     return Figure(
@@ -69,7 +69,7 @@ def trainer_over_bare_loop(device: str = "cpu", *, repeats: int = 5, updates: in
 
 def data_share(device: str = "cpu", *, updates: int = 40) -> Figure:
     """Measure what share of the main job's time goes into getting batches; half of its updates are perturbed."""
-    seconds, waiting = _trained(load_data("digits"), updates, device, "resnet_micro_small", switch_at=0.5)
+    seconds, waiting = trained(load_data("digits"), updates, device, "resnet_micro_small", switch_at=0.5)
     return Figure(
         "data_share",
         "data's share of the step time in the main job",
@@ -79,14 +79,14 @@ def data_share(device: str = "cpu", *, updates: int = 40) -> Figure:
     )
 
 
-def _trained(data: DataBundle, updates: int, device: str, model_name: str, **settings: Any) -> tuple[float, float]:
+def trained(data: DataBundle, updates: int, device: str, model_name: str, **settings: Any) -> tuple[float, float]:
     """Return the seconds of some updates in RTSTrainer, and those of them that it waited for batches."""
     clock: dict[str, float] = {}
     waits: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == _WARM_UP:
+            if state.global_step == WARM_UP:
                 synchronize(device)
                 clock["begin"] = time.perf_counter()
 
@@ -104,7 +104,7 @@ def _trained(data: DataBundle, updates: int, device: str, model_name: str, **set
 
     with TemporaryDirectory() as folder:
         arguments = RTSTrainingArguments(
-            output_dir=folder, opt="rts_pugd", max_steps=_WARM_UP + updates, eval_strategy="no", save_strategy="no",
+            output_dir=folder, opt="rts_pugd", max_steps=WARM_UP + updates, eval_strategy="no", save_strategy="no",
             load_best_model_at_end=False, metric_for_best_model=None, disable_tqdm=True, logging_strategy="no",
             use_cpu=device == "cpu", **settings,
         )  # fmt: skip
@@ -112,7 +112,7 @@ def _trained(data: DataBundle, updates: int, device: str, model_name: str, **set
         Waiting(
             model=model, args=arguments, train_dataset=data.train, data_collator=collate, callbacks=[Clock()]
         ).train()
-    return clock["end"] - clock["begin"], sum(waits[_WARM_UP:])
+    return clock["end"] - clock["begin"], sum(waits[WARM_UP:])
 
 
 def _model(data: DataBundle, name: str) -> Any:
@@ -124,12 +124,12 @@ def _bare_loop(data: DataBundle, updates: int, device: str, model_name: str) -> 
     model: Any = _model(data, model_name).timm_model.to(device)
     model.train()
     optimizer = RTSPUGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, switch=None, total_steps=_WARM_UP + updates
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, switch=None, total_steps=WARM_UP + updates
     )
     begin = done = 0.0
-    while done < _WARM_UP + updates:
+    while done < WARM_UP + updates:
         for batch in DataLoader(data.train, batch_size=64, shuffle=True, collate_fn=collate):
-            if done == _WARM_UP:
+            if done == WARM_UP:
                 synchronize(device)
                 begin = time.perf_counter()
             x, y = batch["pixel_values"].to(device), batch["labels"].to(device)
@@ -139,7 +139,7 @@ def _bare_loop(data: DataBundle, updates: int, device: str, model_name: str) -> 
             optimizer.step()
             optimizer.zero_grad()
             done += 1
-            if done == _WARM_UP + updates:
+            if done == WARM_UP + updates:
                 break
     synchronize(device)
     return time.perf_counter() - begin

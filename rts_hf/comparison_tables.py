@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -119,6 +120,32 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) 
     writer.writeheader()
     writer.writerows(rows)
     return target.getvalue()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``results.csv``, with the types that they had before they were written.
+
+    Args:
+        path: The file, as :func:`to_csv` made it.
+    """
+    texts, counts = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
+    kinds: dict[str, Callable[[str], Any]] = {
+        name: str if name in texts else count_in if name in counts else float for name in COLUMNS
+    }
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return [
+            {name: kinds[name](value) if value != "" else None for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def count_in(text: str) -> int | float:
+    """Return the number that a text holds: of gradient evaluations, some are not whole.
+
+    >>> count_in("630"), count_in("630.5")
+    (630, 630.5)
+    """
+    return int(text) if text.isdecimal() else float(text)
 
 
 def table_rows(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rts_hf.card_text import counted
 from rts_hf.comparison_figures import COLOURS, MARKS, draw_comparison
-from rts_hf.comparison_tables import COLUMNS, FORMAT, difference, spread, summarise, to_csv, to_markdown
+from rts_hf.comparison_tables import FORMAT, count_in, difference, read_rows, spread, summarise, to_csv, to_markdown
 from rts_hf.figures_of_runs import draw_figure, draw_strategies
 from rts_hf.files import read_json_object, replace_part, write_text
 from rts_hf.landscape import Line, Surface, read_landscape
@@ -80,7 +80,7 @@ class Evidence(NamedTuple):
     budget: int
     comparison: dict[str, Any]
     rows: list[dict[str, Any]]
-    curves: dict[str, list[list[tuple[int, float]]]]
+    curves: dict[str, list[list[tuple[float, float]]]]
 
 
 def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
@@ -187,13 +187,13 @@ def read_evidence(folder: str | Path) -> list[Evidence]:
 
 
 def _read_one(kept: Path, benchmark: Benchmark, budget: int) -> Evidence:
-    rows = [_numbers(row) for row in _read(kept / "results.csv")]
+    rows = read_rows(kept / "results.csv")
     facts = read_json_object(kept / COMPARISON_NAME)
     comparison = {**facts, "format": FORMAT, "methods": summarise(rows, facts["reference"])}
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in _read(kept / "histories.csv"):
         run = curves.setdefault(point["method"], {}).setdefault(point["seed"], [])
-        run.append((_count(point["gradient_evaluations"]), float(point["validation_accuracy"])))
+        run.append((count_in(point["gradient_evaluations"]), float(point["validation_accuracy"])))
     return Evidence(benchmark, budget, comparison, rows, {name: list(runs.values()) for name, runs in curves.items()})
 
 
@@ -350,15 +350,3 @@ def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
-    """Return a row of results with the types that it had before it was written."""
-    texts, counts = ("method", "folder"), ("seed", "updates", "gradient_evaluations", "switched_at")
-    kinds = {name: str if name in texts else _count if name in counts else float for name in COLUMNS}
-    return {name: kinds[name](value) if value != "" else None for name, value in row.items()}
-
-
-def _count(text: str) -> Any:
-    """Return a number as it was before it was written: of gradient evaluations, some are not whole."""
-    return int(text) if text.isdecimal() else float(text)

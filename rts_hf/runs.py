@@ -109,7 +109,7 @@ def train(
     with training_args.main_process_first(desc="loading the data"):
         data = load_run_data(model_args, data_args)
     _check_command(training_args, num_classes=len(data.label_names))
-    model = build_model(
+    model: Any = build_model(
         name,
         label_names=data.label_names,
         image_size=data.image_size,

@@ -1,17 +1,20 @@
 #!/usr/bin/env python
 """Measure what the method costs, and print each figure beside its target.
 
-python scripts/benchmark.py                                    # all figures, eight minutes on two cores
+python scripts/benchmark.py                                    # all figures, ten minutes on two cores
 python scripts/benchmark.py --figures operations memory        # some of them
 python scripts/benchmark.py --from_record                      # README's table and plot from the committed record
+python scripts/benchmark.py --rerun_variants --jobs 2          # the accuracy of cheaper variants again, half an hour
 """
 
 import argparse
 import json
+import runpy
+import shlex
 import sys
 from pathlib import Path
 
-from rts_hf import benchmark_report
+from rts_hf import benchmark_report, benchmark_variants
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +35,19 @@ def main() -> None:
         help="Committed record (default: %(default)s).",
     )  # fmt: skip
     parser.add_argument("--readme", default=str(ROOT / "README.md"), metavar="FILE", help="What is brought up to date.")
+    parser.add_argument(
+        "--rerun_variants", action="store_true", help="Train the cheaper variants again, and keep their results."
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="Runs at a time (default: %(default)s).")
+    parser.add_argument("--output_dir", default="comparisons/variants", metavar="DIR", help="Of the variants' runs.")
     arguments = parser.parse_args()
+    if arguments.rerun_variants:
+        words = benchmark_variants.command(arguments.output_dir, jobs=arguments.jobs)
+        print(f"python scripts/compare.py {shlex.join(words)}", flush=True)
+        sys.argv = [str(ROOT / "scripts" / "compare.py"), *words]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        benchmark_variants.keep(arguments.output_dir, Path(arguments.record).parent)
+        arguments.from_record = True
     if arguments.from_record:
         for path in benchmark_report.write_readme(arguments.record, arguments.readme):
             print(path)

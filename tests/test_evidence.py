@@ -159,7 +159,7 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
     (call,) = called
     assert (call["opts"], call["budget"], call["seeds"]) == ([*METHODS], 100, 4)
     assert (call["tune"], call["learning_rates"]) == (2, [0.05, 0.1, 0.2, 0.4])
-    assert call["words"] == ["--label_noise", "0.4", "--draw_figures", "false"]
+    assert call["words"] == ["--label_noise", "0.4", "--channels_last", "--draw_figures", "false"]
     with (tmp_path / "records" / "digits_noise-100" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
 

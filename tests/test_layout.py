@@ -108,8 +108,16 @@ LAYOUT: dict[str, set[str]] = {
     },
     "benchmark_processes": {"batches", "benchmark", "config", "data", "models", "trainer"},
     "benchmark_scaling": {"benchmark", "figures_of_runs", "optimizer"},
+    "benchmark_profile": {
+        "benchmark", "benchmark_optimizer", "benchmark_training", "data", "optimizer", "second_pass", "trainer",
+    },
+    "benchmark_variants": {
+        "batches", "benchmark", "comparison_tables", "data", "models", "optimizer", "run_folder", "second_pass",
+        "window",
+    },
     "benchmark_report": {
-        "benchmark", "benchmark_optimizer", "benchmark_processes", "benchmark_scaling", "benchmark_training", "files",
+        "benchmark", "benchmark_optimizer", "benchmark_processes", "benchmark_profile", "benchmark_scaling",
+        "benchmark_training", "benchmark_variants", "comparison_tables", "files",
     },
     "compare": {"backends", "comparison", "comparison_report", "tuning"},
 }  # fmt: skip
