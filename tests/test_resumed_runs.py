@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from runs_for_tests import SMALL, settings
+from safetensors.torch import load_file
+from training_for_tests import SignalAt
 from transformers import TrainerCallback
 
 from rts_hf import DataArguments, ModelArguments, runs, train
@@ -25,17 +26,12 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     """A run that got SIGTERM in its second epoch: (folder, record, what it printed)."""
     folder = tmp_path_factory.mktemp("interrupted") / "run"
 
-    class SignalAt(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         create = runs.create_trainer
 
         def create_with_signal(*args: Any) -> Any:
-            return create(*args, SignalAt())
+            return create(*args, SignalAt(7))
 
         patch.setattr(runs, "create_trainer", create_with_signal)
         record = train(ModelArguments(model="test_resnet"), SMALL, settings(folder))
@@ -119,3 +115,29 @@ def test_a_change_of_settings_is_told(interrupted: tuple[Path, dict, str], tmp_p
     told = "Resumed with other settings at update 7: switch default → fixed, switch_at default → 0.6."
     assert told in record["warnings"]
     assert "Resumed with other settings at update 7" in (folder / "README.md").read_text()
+
+
+def test_a_run_with_channels_innermost_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers, create = [], runs.create_trainer
+    callbacks: list[TrainerCallback] = []
+
+    def create_and_note(*args: Any) -> Any:
+        trainers.append(create(*args, *callbacks))
+        return trainers[-1]
+
+    monkeypatch.setattr(runs, "create_trainer", create_and_note)
+    model = {"model": "test_resnet", "channels_last": True}
+    train(ModelArguments(**model), SMALL, settings(tmp_path / "whole"))
+    callbacks.append(SignalAt(7))
+    assert train(ModelArguments(**model), SMALL, settings(tmp_path / "halves"))["status"] == "interrupted"
+    callbacks.clear()
+    train(ModelArguments(**model), SMALL, settings(tmp_path / "halves", resume_from_checkpoint="last"))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for trainer in trainers:
+        maps = [param for param in trainer.model.parameters() if param.ndim == 4 and min(param.shape[1:]) > 1]
+        assert maps
+        for param in maps:
+            assert param.is_contiguous(memory_format=torch.channels_last)
+            assert trainer.optimizer.state[param]["momentum_buffer"].stride() == param.stride()
+    assert "--channels_last" in read_record(tmp_path / "whole")["command"]
