@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rts_hf.backends import check_backend_is_there
 from rts_hf.comparison import Comparison, make_runs, parse_method, parse_recipe
 from rts_hf.comparison_report import write_report
-from rts_hf.tuning import Search, check_optuna_is_there, search
+from rts_hf.tuning import check_optuna_is_there, read_trials, search
 
 
 def compare(
@@ -24,6 +24,7 @@ def compare(
     words: Sequence[str] = (),
     tune: int = 0,
     learning_rates: Sequence[float] | None = None,
+    trials: str | Path | None = None,
     jobs: int = 1,
     backend: str = "local",
     command: str = "",
@@ -46,6 +47,7 @@ def compare(
         tune: Runs for each learning rate that is tried for each method, on the validation split; 0 takes each method's
             default, or what its options say.
         learning_rates: Those that are tried; None: multiples of each method's default.
+        trials: The ``trials.csv`` of an earlier comparison, whose choices are taken in place of ``tune``.
         jobs: Runs at a time.
         backend: ``local``, or ``ray`` for a cluster.
         command: What the report tells as the command of the comparison.
@@ -57,8 +59,9 @@ def compare(
     """
     comparison = plan(
         opts, recipes=recipes, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words,
-        tune=tune, learning_rates=learning_rates, jobs=jobs, backend=backend,
+        tune=tune, learning_rates=learning_rates, trials=trials, jobs=jobs, backend=backend,
     )  # fmt: skip
+    known = read_trials(comparison.methods, trials)[1] if trials is not None else []
     make = functools.partial(make_runs, comparison, at_once=jobs, backend=backend, tell=tell)
     blind = functools.partial(make, measure_test=False)
     comparison.settle_lengths(blind)
@@ -75,9 +78,9 @@ def compare(
             "budget": budget,
             "gradient_evaluations": comparison.gradient_evaluations,
             "reference": reference(comparison),
-            "tuning": _tuning(searches, tune),
+            "tuning": _tuning(known or [row for each in searches for row in each.table()]),
         },
-        [row for each in searches for row in each.table()],
+        known or [row for each in searches for row in each.table()],
     )
 
 
@@ -92,6 +95,7 @@ def plan(
     words: Sequence[str],
     tune: int,
     learning_rates: Sequence[float] | None,
+    trials: str | Path | None,
     jobs: int,
     backend: str,
 ) -> Comparison:
@@ -108,14 +112,19 @@ def plan(
         raise ValueError("learning_rates need tune: runs for each of them, for instance 2.")
     if learning_rates is not None and not all(rate > 0 for rate in learning_rates):
         raise ValueError(f"learning_rates={list(learning_rates)!r} must be greater than 0.")
+    if trials is not None and tune:
+        raise ValueError(f"trials={str(trials)!r} has chosen the learning rates, and tune={tune} would; leave one out.")
     check_backend_is_there(backend)
     if tune:
         check_optuna_is_there(tune)
     methods = [*(parse_method(text) for text in opts), *(parse_recipe(text) for text in recipes)]
-    if tune:
+    if tune or trials is not None:
+        chooser = f"tune={tune}" if tune else f"trials={str(trials)!r}"
         for method in methods:
             if any(word.split("=")[0] == "--learning_rate" for word in (*method.words, *words)):
-                raise ValueError(f"{method.label!r} has a learning rate, and tune={tune} would choose another.")
+                raise ValueError(f"{method.label!r} has a learning rate, and {chooser} would choose another.")
+    if trials is not None:
+        methods, _ = read_trials(methods, trials)
     return Comparison(
         methods, seeds=range(first_seed, first_seed + seeds), budget=budget, output_dir=output_dir, words=words
     )
@@ -127,11 +136,15 @@ def reference(comparison: Comparison) -> str:
     return "sgd" if "sgd" in labels else labels[0]
 
 
-def _tuning(searches: Sequence[Search], seeds: int) -> dict[str, Any] | None:
-    if not searches:
+def _tuning(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return how many trials chose the learning rates, of how many runs, and whose best value lies at an end."""
+    if not trials:
         return None
-    return {
-        "trials": sum(len(each.rates) for each in searches),
-        "seeds": seeds,
-        "at_an_end": [each.method.label for each in searches if each.at_an_end],
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for row in trials:
+        by_method.setdefault(row["method"], []).append(row)
+    ends = {
+        name: [find(row["learning_rate"] for row in rows) for find in (min, max)] for name, rows in by_method.items()
     }
+    at_an_end = [row["method"] for row in trials if row["chosen"] and row["learning_rate"] in ends[row["method"]]]
+    return {"trials": len(trials), "seeds": max(row["runs"] for row in trials), "at_an_end": at_an_end}

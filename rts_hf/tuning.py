@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -125,6 +128,42 @@ def search(
     for place, each in enumerate(searches):
         comparison.methods[place] = comparison.tuning_cell(each.method, each.best, 0).method
     return searches
+
+
+def read_trials(methods: Sequence[Method], path: str | Path) -> tuple[list[Method], list[dict[str, Any]]]:
+    """Return methods with the learning rates that an earlier comparison chose for them, and its trials.
+
+    Args:
+        methods: By their labels.
+        path: The earlier comparison's ``trials.csv``.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds no choice for a method.
+    """
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows: list[dict[str, Any]] = [
+                {
+                    **row,
+                    "learning_rate": float(row["learning_rate"]),
+                    "validation_accuracy": float(row["validation_accuracy"]),
+                    "validation_loss": float(row["validation_loss"]),
+                    "runs": int(row["runs"]),
+                    "chosen": row["chosen"] == "True",
+                }
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"trials={str(path)!r} is not the trials.csv of a comparison ({error!r}).") from error
+    rates = {row["method"]: row["learning_rate"] for row in rows if row["chosen"]}
+    missing = [method.label for method in methods if method.label not in rates]
+    if missing:
+        raise ValueError(
+            f"trials={str(path)!r} chose no learning rate for {', '.join(missing)}; leave it out, and give tune."
+        )
+    labels = {method.label for method in methods}
+    chosen = [replace(method, learning_rate=rates[method.label]) for method in methods]
+    return chosen, [row for row in rows if row["method"] in labels]
 
 
 def check_optuna_is_there(seeds: int) -> None:

@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument(
         "--learning_rates", type=float, nargs="+", metavar="LR", help="What --tune tries. Default: around each default."
     )
+    parser.add_argument(
+        "--trials", metavar="FILE", help="Take the learning rates that an earlier comparison chose: its trials.csv."
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Runs at a time (default: 1).")
     parser.add_argument("--backend", choices=["local", "ray"], default="local", help="Where runs are made.")
     parser.add_argument(

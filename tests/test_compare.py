@@ -82,6 +82,16 @@ def test_a_comparison_from_its_command_to_its_page(
     assert len(made) == before  # all of it was there
     assert (folder / "results.csv").read_bytes() == results
 
+    again = tmp_path / "again"  # with what was chosen there, and nothing tried anew
+    command = ["--seeds", "1", "--budget", "2", "--output_dir", str(again), "--trials", str(folder / "trials.csv")]
+    run_script(monkeypatch, *command)
+    assert len(made) == before + 2
+    assert (again / "trials.csv").read_bytes() == (folder / "trials.csv").read_bytes()
+    assert json.loads((again / "comparison.json").read_text())["tuning"] == found["tuning"]
+    assert (again / "results.csv").read_text().splitlines()[1].split(",")[:9] == (
+        results.decode().splitlines()[1].split(",")[:9]
+    )
+
     run = folder / rows[1]["folder"]
     card = render_card(run)
     assert "Compared with other optimizers" in card
@@ -124,6 +134,9 @@ def test_commands_for_any_scheduler(
         (OPTS, {"learning_rates": [0.1]}, "learning_rates need tune"),
         (OPTS, {"tune": 1, "learning_rates": [0.0]}, r"learning_rates=\[0.0\] must be greater than 0"),
         (["sgd --learning_rate 0.1"], {"tune": 1}, "has a learning rate, and tune=1 would choose another"),
+        (["sgd --learning_rate 0.1"], {"trials": "t.csv"}, "has a learning rate, and trials='t.csv' would choose"),
+        (OPTS, {"trials": "t.csv", "tune": 2}, "trials='t.csv' has chosen the learning rates, and tune=2 would"),
+        (OPTS, {"trials": "nothing.csv"}, "trials='nothing.csv' is not the trials.csv of a comparison"),
         (OPTS, {"backend": "slurm"}, "backend='slurm' is unknown"),
         ([], {}, "opts and recipes name nothing to compare"),
         (OPTS, {"recipes": ["cifar10_pugd"]}, "'cifar10_pugd' has another model or data than 'sgd'; give --model"),

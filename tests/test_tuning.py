@@ -9,7 +9,8 @@ from run_folder_for_tests import edit_json, write_run_folder
 from test_comparison import comparison
 
 from rts_hf.comparison import Cell
-from rts_hf.tuning import EXTENSIONS, GRID, search
+from rts_hf.comparison_tables import to_csv
+from rts_hf.tuning import EXTENSIONS, GRID, read_trials, search
 
 
 def pretending(accuracy: Callable[[float], float], seen: list[Cell]) -> Callable[[Sequence[Cell]], None]:
@@ -62,3 +63,26 @@ def test_seeds_of_the_comparison_choose_nothing(tmp_path: Path) -> None:
     plan = comparison(tmp_path / "c", "sgd", seeds=[7, 1000])
     with pytest.raises(ValueError, match="1000 is one that learning rates are chosen with"):
         search(plan, pretending(lambda rate: 0.5, []), seeds=1)
+
+
+def test_what_an_earlier_comparison_chose_is_taken_over(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "sgd", "adamw")
+    searches = search(plan, pretending(lambda rate: 0.9 - abs(rate - 0.03), []), seeds=2)
+    rows = [row for each in searches for row in each.table()]
+    (tmp_path / "trials.csv").write_text(to_csv(rows, list(rows[0])), encoding="utf-8")
+    untuned = comparison(tmp_path / "d", "adamw").methods
+    methods, read = read_trials(untuned, tmp_path / "trials.csv")
+    assert [(method.label, method.learning_rate) for method in methods] == [("adamw", 0.03)]
+    assert read == [row for row in rows if row["method"] == "adamw"]
+    with pytest.raises(ValueError, match="chose no learning rate for sam; leave it out, and give tune"):
+        read_trials(comparison(tmp_path / "e", "sgd", "sam").methods, tmp_path / "trials.csv")
+    for text in (
+        "method,learning_rate\nsgd,0.1\n",
+        "method,learning_rate,runs\nsgd,high,1\n",
+        "method,learning_rate\nsgd\n",
+    ):
+        (tmp_path / "other.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"other.csv' is not the trials.csv of a comparison"):
+            read_trials(methods, tmp_path / "other.csv")
+    with pytest.raises(ValueError, match=r"is not the trials\.csv of a comparison"):
+        read_trials(methods, tmp_path / "nothing.csv")
