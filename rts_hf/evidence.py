@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from rts_hf.figures_of_runs import draw_figure, draw_strategies
 from rts_hf.files import read_json_object, replace_part, write_text
 from rts_hf.landscape import Line, Surface, read_landscape
 from rts_hf.pictures_of_runs import draw_landscapes
-from rts_hf.run_folder import COMPARISON_NAME, read_log
+from rts_hf.run_folder import COMPARISON_NAME, read_log, read_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +119,10 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
             shutil.copy(source / name, folder)
     facts = read_json_object(source / COMPARISON_NAME)
     kept = {name: value for name, value in facts.items() if name not in ("methods", "command")}
+    kept["devices"] = {
+        "runs": _devices(source / row["folder"] for row in _read(source / "results.csv")),
+        "tuning": _devices(path.parent for path in source.glob("tuning/*/*/*/run.json")),
+    }
     write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
     points = [
         {
@@ -132,6 +136,12 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
         if entry.get("eval_accuracy") is not None
     ]
     write_text(folder / "histories.csv", to_csv(points, HISTORIES))
+
+
+def _devices(runs: Iterable[Path]) -> list[str]:
+    """Return the kinds of device that runs were trained on: an accelerator's name, or cpu."""
+    hardware = (read_record(run)["hardware"] for run in runs)
+    return sorted({each.get("accelerator") or each["device"] for each in hardware})
 
 
 def measure_landscapes(comparison_dir: str | Path, target: str | Path, *, progress: bool = True) -> None:
@@ -274,6 +284,7 @@ def markdown(found: Sequence[Evidence]) -> str:
         "Differences in points, of pairs of runs with the same seed, with 95 % intervals (Student's, not corrected for",
         f"the number of comparisons). {verdict(found)}",
         "",
+        *_devices_told(found),
         *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else []),
         "| | the paper's claim | the authors' records, at equal epochs | measured here, at equal gradients |",
         "| --- | --- | --- | --- |",
@@ -283,6 +294,19 @@ def markdown(found: Sequence[Evidence]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _devices_told(found: Sequence[Evidence]) -> list[str]:
+    """Return in sentences which runs were made elsewhere than on a CPU; older records do not say, and were not."""
+    elsewhere = dict[tuple[str, str], list[str]]()
+    for each in found:
+        for kind, names in each.comparison.get("devices", {}).items():
+            for name in names:
+                if name != "cpu":
+                    elsewhere.setdefault((kind, name), []).append(f"`{each.benchmark.name}` at {each.budget}")
+    runs = {"runs": "Runs", "tuning": "Runs that only chose learning rates"}
+    told = [f"{runs[kind]} of {', '.join(where)} were made on an {name}." for (kind, name), where in elsewhere.items()]
+    return [f"{' '.join(told)} All others were made on a CPU.", ""] if told else []
 
 
 def paired(each: Evidence, other: str) -> list[float | None] | None:

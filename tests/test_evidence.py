@@ -104,6 +104,19 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in write_evidence(records, tmp_path / "README.md")} == first
 
 
+def test_runs_on_an_accelerator_are_told(tmp_path: Path) -> None:
+    comparison = write_comparison(tmp_path / "digits-30", {"sgd": [0.9], "rts_pugd": [0.93]})
+    trial = comparison / "tuning" / "sgd" / "lr-0.1" / "seed-1000"
+    write_run_folder(trial)
+    keep(comparison, tmp_path / "records" / "digits-30")
+    assert "made on" not in markdown(read_evidence(tmp_path / "records"))
+    edit_json(trial / "run.json", lambda record: record["hardware"].update(device="cuda", accelerator="H100"))
+    keep(comparison, tmp_path / "records" / "digits-30")
+    told = markdown(read_evidence(tmp_path / "records"))
+    line = "Runs that only chose learning rates of `digits` at 30 were made on an H100. All others were made on a CPU."
+    assert line in told.splitlines()
+
+
 def test_gradient_evaluations_that_are_not_whole_are_kept(tmp_path: Path) -> None:
     comparison = write_comparison(tmp_path / "digits-30", {"sgd": [0.9], "rts_pugd": [0.93]})
     run = comparison / "runs" / "rts_pugd" / "seed-0"
