@@ -73,15 +73,32 @@ def test_no_update_waits_for_the_device(switch: str | None, fused: bool) -> None
     net, (x, y) = make_net().cuda(), batch(0)
     window = {"switch_window": 50, "switch_init_steps": 50} if switch else {}
     optimizer = RTSPUGD(net.parameters(), **{**ALWAYS, "switch": switch, "total_steps": 200}, fused=fused, **window)
-    for update in range(12):
-        if update == 2:  # the first updates make the optimizer's state and choose kernels
-            torch.cuda.set_sync_debug_mode("error")
-        try:
+    for _ in range(2):  # they make the optimizer's state and choose kernels
+        update_once(net, optimizer, x, y)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
             update_once(net, optimizer, x, y)
-        finally:
-            if update in (1, 11):
-                torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert optimizer.stats()["step"] == 12
+
+
+@pytest.mark.parametrize("kinds", [(torch.bfloat16,), (torch.bfloat16, torch.float32)], ids=["bf16", "mixed"])
+def test_weights_in_low_precision_are_put_back_bit_for_bit(
+    kinds: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts_hf.perturbation._LONG", 1000)
+    params = [nn.Parameter(torch.randn(700, device="cuda").to(kind)) for kind in kinds * 3]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    before = [param.detach().clone() for param in params]
+    optimizer = RTSPUGD(params, **ALWAYS)
+    with optimizer.perturbed():
+        assert not any(torch.equal(p, w) for p, w in zip(params, before, strict=True))
+        moved = torch.cat([(p.float() - w.float()) for p, w in zip(params, before, strict=True)]).norm()
+    assert float(moved) == pytest.approx(2.0, rel=0.02)  # the default radius at the first step, rounded in bfloat16
+    assert all(torch.equal(p, w) for p, w in zip(params, before, strict=True))
 
 
 def test_dropout_draws_the_same_masks_in_both_passes() -> None:

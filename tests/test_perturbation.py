@@ -69,10 +69,22 @@ def test_parts_of_long_lists_give_what_the_whole_gives(
         torch.testing.assert_close(parts, whole, rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-7)
 
 
-def test_a_long_norm_is_as_exact_as_float32_allows() -> None:
+@pytest.mark.parametrize("shapes", [[(2**24,)], [(2**23,), (3, 4)], [(4096, 2048), (5,)], [(2**25 + 1,)]])
+def test_a_long_norm_is_as_exact_as_float32_allows(shapes: list[tuple[int, ...]]) -> None:
     """Summed up in one run, the norm of so many numbers is wrong in its fourth digit."""
-    tensor = torch.rand(2**25 + 1, generator=torch.Generator().manual_seed(0))
-    assert global_norm([tensor]).item() == pytest.approx(tensor.double().norm().item(), rel=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(shape, generator=generator) for shape in shapes]
+    exact = sum(tensor.double().square().sum().item() for tensor in tensors) ** 0.5
+    assert global_norm(tensors).item() == pytest.approx(exact, rel=5e-7)
+
+
+def test_weights_of_both_precisions_are_perturbed_elsewhere_than_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a part that happens to hold only float32 must not want its factor on the host."""
+    monkeypatch.setattr("rts_hf.perturbation._LONG", 16)
+    params = [torch.empty(30, dtype=kind, device="meta") for kind in (torch.bfloat16, torch.float32)]
+    grads, saved = [torch.empty_like(p) for p in params], [torch.empty_like(p) for p in params]
+    norm, divisor = save_and_measure(params, grads, saved, METHODS["pugd"])
+    assert perturb_(params, grads, saved, divisor, 1.0, 0.5, METHODS["pugd"]).device == norm.device == params[0].device
 
 
 def test_parts_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
