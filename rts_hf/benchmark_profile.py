@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from rts_hf import optimizer as optimizer_module
 from rts_hf import trainer as trainer_module
@@ -44,8 +44,8 @@ def optimizer_profile(
         model_name: Any that timm knows.
 
     Returns:
-        For each part ``part``, ``transfers`` (parameter-sized reads and writes), ``seconds`` and ``streaming``: seconds
-        over those that a copy takes for as many transfers.
+        For each part, and for all else, ``part``, ``transfers`` (parameter-sized reads and writes), ``seconds`` and
+        ``streaming``: seconds over those that a copy takes for as many transfers, None where there are none.
     """
     params = params_with_gradients(timm.create_model(model_name).to(device))
     copies = [torch.empty_like(param) for param in params]
@@ -69,14 +69,16 @@ def optimizer_profile(
             stack.enter_context(_timed(optimizer_module, name, values, device))
         seconds = interleaved({"update": update, "copy": copy}, repeats=repeats, warm_up=2, device=device)
     transfer = median(seconds["copy"]) / 2
+    found = [(words, transfers, median(seen[name][2:])) for name, words, transfers in _PARTS]
+    found.append(("all else", 0, median(seconds["update"]) - sum(each for _, _, each in found)))
     return [
         {
             "part": words,
             "transfers": transfers,
-            "seconds": float(f"{median(seen[name][2:]):.4g}"),
-            "streaming": round(median(seen[name][2:]) / (transfers * transfer), 3),
+            "seconds": float(f"{each:.4g}"),
+            "streaming": round(each / (transfers * transfer), 3) if transfers else None,
         }
-        for name, words, transfers in _PARTS
+        for words, transfers, each in found
     ]
 
 
@@ -87,15 +89,15 @@ def trainer_profile(device: str = "cpu", *, updates: int = 40) -> dict[str, floa
         device: Type of the device, which is waited for after each part.
         updates: Over which the mean is taken.
     """
-    optimizer_parts = [name for name, _, _ in _PARTS[:3]]
     watched: list[tuple[str, Any, str]] = [
-        ("forward and backward", RTSTrainer, "compute_loss"),
-        ("forward and backward", torch.Tensor, "backward"),
-        *(("optimizer", optimizer_module, name) for name in optimizer_parts),
+        ("forward", TimmWrapperForImageClassification, "forward"),
+        ("loss", RTSTrainer, "compute_loss"),
+        ("backward", torch.Tensor, "backward"),
+        *(("optimizer", optimizer_module, name) for name, _, _ in _PARTS[:3]),
         ("optimizer", RTSPUGD, "step"),
         ("batches", RTSTrainer, "get_batch_samples"),
         ("train mode of every module", PreTrainedModel, "train"),
-        ("norm of the gradient, for the log and for skipping", trainer_module, "unclipped_norm"),
+        ("norm of the gradient, to log and to skip by", trainer_module, "unclipped_norm"),
         ("copies of BatchNorm's statistics", BufferSnapshot, "__init__"),
     ]
     sums: dict[str, list[float]] = {what: [] for what, _, _ in watched}
@@ -107,9 +109,13 @@ def trainer_profile(device: str = "cpu", *, updates: int = 40) -> dict[str, floa
     for what, values in sums.items():
         counted = values[len(values) * WARM_UP // (WARM_UP + updates) :]
         shares[what] = sum(counted) / updates
+    forward = shares.pop("forward")
+    passes = {"forward and backward": forward + shares.pop("backward")}
+    others = {"loss, and accuracy on the batch": shares.pop("loss") - forward}
     shares["batches"] -= shares["copies of BatchNorm's statistics"] / 2  # one of the two copies is made in there
-    rest = seconds / updates - sum(shares.values())
-    return {what: float(f"{value:.3g}") for what, value in {**shares, "all else": rest}.items()}
+    shares = {**passes, **shares, **others}
+    shares["all else"] = seconds / updates - sum(shares.values())
+    return {what: float(f"{value:.3g}") for what, value in shares.items()}
 
 
 @contextlib.contextmanager

@@ -83,6 +83,9 @@ def summary(measured: Mapping[str, Any], variants: Sequence[Mapping[str, Any]] =
     Args:
         measured: The record.
         variants: Results of the cheaper variants, if there are any.
+
+    Raises:
+        ValueError: If another version wrote the record, or it has no times for the variants.
     """
     machine = measured["machine"]
     lines = [
@@ -106,7 +109,9 @@ def summary(measured: Mapping[str, Any], variants: Sequence[Mapping[str, Any]] =
         for name, each in processes["2"].items():
             alone = processes["1"][name]["seconds"]
             lines.append(f"| {name} | {1e3 * alone:.0f} | {1e3 * each['seconds']:.0f} |")
-    if variants and "updates" in measured:
+    if variants:
+        if "updates" not in measured:
+            raise ValueError("the record has no times of updates; measure them with scripts/benchmark.py.")
         lines += ["", benchmark_variants.table(variants, measured["updates"])]
     return "\n".join(lines)
 
@@ -117,9 +122,9 @@ def _profile(profile: Mapping[str, Any]) -> list[str]:
         "| --- | ---: | ---: | ---: |",
     ]
     for each in profile["optimizer"]:
-        cells = f"{each['transfers']} | {1e3 * each['seconds']:.0f} | {each['streaming']:.2f}"
-        lines.append(f"| {each['part']} | {cells} |")
-    told = [f"{name} {1e3 * seconds:.1f}" for name, seconds in profile["trainer"].items()]
+        ratio = "–" if each["streaming"] is None else f"{each['streaming']:.2f}"
+        lines.append(f"| {each['part']} | {each['transfers'] or '–'} | {1e3 * each['seconds']:.3g} | {ratio} |")
+    told = [f"{name} {1e3 * seconds:.2g}" for name, seconds in profile["trainer"].items()]
     return [*lines, "", f"A perturbed update of the main job in `RTSTrainer`, in ms: {', '.join(told)}."]
 
 
@@ -131,7 +136,7 @@ def write_readme(record_path: str | Path, readme: str | Path) -> list[Path]:
         readme: The page.
 
     Raises:
-        ValueError: If another version wrote a record, or the README has no such part.
+        ValueError: If another version wrote a record, a part of one is missing, or the README has no such part.
     """
     folder = Path(record_path).parent
     measured = read_json_object(Path(record_path))

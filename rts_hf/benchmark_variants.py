@@ -1,4 +1,4 @@
-"""Cheaper variants of the method: what an update costs, and the accuracy that the same time buys."""
+"""Cheaper variants of the method: what an epoch costs, and the accuracy of runs that take as many gradients."""
 
 from __future__ import annotations
 
@@ -131,10 +131,16 @@ def table(rows: Sequence[Mapping[str, Any]], timed: Mapping[str, float]) -> str:
     Args:
         rows: Of the comparison, as :func:`rts_hf.comparison_tables.read_rows` returns them.
         timed: What :func:`time_updates` returned.
+
+    Raises:
+        ValueError: If the results lack a variant.
     """
     found = {row["method"]: row for row in summarise(rows, "sgd")}
+    missing = [variant.words for variant in VARIANTS.values() if variant.words not in found]
+    if missing:
+        raise ValueError(f"the results have no {missing[0]!r}; run scripts/benchmark.py --rerun_variants.")
     lines = [
-        "| variant | cost of an epoch ÷ SGD's | seconds of a run ÷ SGD's run | test accuracy, % | points over SGD |",
+        "| variant | time of an epoch ÷ SGD's | time of these runs ÷ SGD's | test accuracy, % | points over SGD |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, variant in VARIANTS.items():

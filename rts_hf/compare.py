@@ -10,7 +10,7 @@ from typing import Any
 from rts_hf.backends import check_backend_is_there
 from rts_hf.comparison import Comparison, make_runs, parse_method, parse_recipe
 from rts_hf.comparison_report import write_report
-from rts_hf.tuning import check_optuna_is_there, read_trials, search
+from rts_hf.tuning import check_optuna_is_there, check_seeds, read_trials, search
 
 
 def compare(
@@ -61,7 +61,10 @@ def compare(
         opts, recipes=recipes, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words,
         tune=tune, learning_rates=learning_rates, trials=trials, jobs=jobs, backend=backend,
     )  # fmt: skip
-    known = read_trials(comparison.methods, trials)[1] if trials is not None else []
+    known = list[dict[str, Any]]()
+    if trials is not None:
+        _, known = read_trials(comparison.methods, trials)
+        check_seeds(comparison, max(row["runs"] for row in known))
     make = functools.partial(make_runs, comparison, at_once=jobs, backend=backend, tell=tell)
     blind = functools.partial(make, measure_test=False)
     comparison.settle_lengths(blind)
@@ -78,7 +81,7 @@ def compare(
             "budget": budget,
             "gradient_evaluations": comparison.gradient_evaluations,
             "reference": reference(comparison),
-            "tuning": _tuning(known or [row for each in searches for row in each.table()]),
+            "tuning": _tuning(known or [row for each in searches for row in each.table()], trials),
         },
         known or [row for each in searches for row in each.table()],
     )
@@ -125,9 +128,8 @@ def plan(
                 raise ValueError(f"{method.label!r} has a learning rate, and {chooser} would choose another.")
     if trials is not None:
         methods, _ = read_trials(methods, trials)
-    return Comparison(
-        methods, seeds=range(first_seed, first_seed + seeds), budget=budget, output_dir=output_dir, words=words
-    )
+    every_seed = range(first_seed, first_seed + seeds)
+    return Comparison(methods, seeds=every_seed, budget=budget, output_dir=output_dir, words=words, trials=trials)
 
 
 def reference(comparison: Comparison) -> str:
@@ -136,8 +138,8 @@ def reference(comparison: Comparison) -> str:
     return "sgd" if "sgd" in labels else labels[0]
 
 
-def _tuning(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return how many trials chose the learning rates, of how many runs, and whose best value lies at an end."""
+def _tuning(trials: Sequence[Mapping[str, Any]], source: str | Path | None) -> dict[str, Any] | None:
+    """Return how many trials chose the learning rates, of how many runs, whose best value lies at an end, and where."""
     if not trials:
         return None
     by_method: dict[str, list[Mapping[str, Any]]] = {}
@@ -147,4 +149,5 @@ def _tuning(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         name: [find(row["learning_rate"] for row in rows) for find in (min, max)] for name, rows in by_method.items()
     }
     at_an_end = [row["method"] for row in trials if row["chosen"] and row["learning_rate"] in ends[row["method"]]]
-    return {"trials": len(trials), "seeds": max(row["runs"] for row in trials), "at_an_end": at_an_end}
+    counts = {"trials": len(trials), "seeds": max(row["runs"] for row in trials), "at_an_end": at_an_end}
+    return counts if source is None else {**counts, "source": Path(source).resolve().parent.name}

@@ -19,7 +19,7 @@ from rts_hf.files import read_json_object, write_text
 from rts_hf.recipes import find_recipe
 from rts_hf.record import command_line
 from rts_hf.resuming import last_checkpoint
-from rts_hf.run_folder import RECORD_NAME, read_record
+from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record
 from rts_hf.runs import load_run_data
 from rts_hf.switching import PhaseSwitch
 from rts_hf.unwrapping import unwrap_optimizer
@@ -109,10 +109,11 @@ class Comparison:
         budget: Gradient evaluations of a run, in passes over the training images, greater than 0.
         output_dir: The folder.
         words: Options of the training command for all: data, model, batch.
+        trials: The file of an earlier comparison that has chosen the methods' learning rates, if one has.
 
     Raises:
         ValueError: For methods that are not legal or do not share data, model and batch, options that a comparison sets
-            itself, or a folder that holds another comparison.
+            itself, trials of another task, or a folder that holds another comparison.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Comparison:
         budget: float,
         output_dir: str | Path,
         words: Sequence[str] = (),
+        trials: str | Path | None = None,
     ) -> None:
         self.folder, self.words, self.seeds, self.budget = Path(output_dir), tuple(words), tuple(seeds), budget
         if not methods:
@@ -157,6 +159,8 @@ class Comparison:
         self.updates_an_epoch = math.ceil(batches / parsed[0][2].gradient_accumulation_steps)
         self.gradient_evaluations = max(1, round(budget * self.updates_an_epoch))
         self.methods = [self._with_length(method, args[2]) for method, args in zip(methods, parsed, strict=True)]
+        if trials is not None:
+            self._check_task(trials)
         self._check_folder()
 
     # ---- What is made ----
@@ -266,6 +270,21 @@ class Comparison:
         if updates == 0:
             raise ValueError(f"budget={self.budget!r} pays for no update of {method.label!r}; give more.")
         return replace(method, updates=updates)
+
+    def _check_task(self, trials: str | Path) -> None:
+        """Refuse trials of another model, data set or budget, by the ``comparison.json`` that lies beside them."""
+        try:
+            known = read_json_object(Path(trials).with_name(COMPARISON_NAME))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"trials={str(trials)!r} has no {COMPARISON_NAME} beside it to tell its task.") from error
+        wanted = {
+            "model": self.architecture, "data": self.data_name, "gradient_evaluations": self.gradient_evaluations,
+        }  # fmt: skip
+        for name, value in wanted.items():
+            if known.get(name) != value:
+                raise ValueError(
+                    f"trials={str(trials)!r} is of another task ({name} {known.get(name)!r}, not {value!r}); give tune."
+                )
 
     def _check_folder(self) -> None:
         """Refuse a folder that holds something else, and note what this one holds."""

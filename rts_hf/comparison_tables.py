@@ -221,9 +221,10 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
     tuning = comparison.get("tuning")
     if tuning:
         trials = counted(tuning["trials"], "trial")
+        source = f", which the comparison {tuning['source']} has left" if "source" in tuning else ""
         found.append(
             f"Learning rates were chosen on the validation split: {trials} of {counted(tuning['seeds'], 'run')} each, "
-            f"with seeds of their own; all are in trials.csv."
+            f"with seeds of their own; all are in trials.csv{source}."
         )
         ends = [shown(name) for name in tuning["at_an_end"]]
         if ends:

@@ -108,16 +108,19 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If the comparison is not finished.
+        ValueError: If its learning rates were chosen elsewhere.
     """
     source, folder = Path(comparison_dir), Path(target)
     if not (source / COMPARISON_NAME).is_file():
         raise FileNotFoundError(f"comparison {str(source)!r} is not finished; the command that began it goes on.")
+    facts = read_json_object(source / COMPARISON_NAME)
+    if "source" in (facts["tuning"] or {}):
+        raise ValueError(f"comparison {str(source)!r} took its learning rates from another, whose runs are not there.")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("results.csv", "trials.csv"):
         if (source / name).is_file():
             shutil.copy(source / name, folder)
-    facts = read_json_object(source / COMPARISON_NAME)
     kept = {name: value for name, value in facts.items() if name not in ("methods", "command")}
     kept["devices"] = {
         "runs": _devices(source / row["folder"] for row in _read(source / "results.csv")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,8 +105,7 @@ def search(
     """
     check_optuna_is_there(seeds)
     tuning_seeds = range(TUNING_SEED, TUNING_SEED + seeds)
-    if taken := set(tuning_seeds) & set(comparison.seeds):
-        raise ValueError(f"seeds: {min(taken)} is one that learning rates are chosen with; take others.")
+    check_seeds(comparison, seeds)
     searches = [Search(method) for method in comparison.methods]
     wanted = [
         list(learning_rates or [share * comparison.default_learning_rate(each.method) for share in GRID])
@@ -154,7 +154,11 @@ def read_trials(methods: Sequence[Method], path: str | Path) -> tuple[list[Metho
                 for row in csv.DictReader(file)
             ]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"trials={str(path)!r} is not the trials.csv of a comparison ({error!r}).") from error
+        raise ValueError(
+            f"trials={str(path)!r} is not the trials.csv of a comparison ({error!r}); name one that --tune has left."
+        ) from error
+    if unusable := [row["learning_rate"] for row in rows if not 0 < row["learning_rate"] < math.inf]:
+        raise ValueError(f"trials={str(path)!r} holds the learning rate {unusable[0]!r}, which none can have.")
     rates = {row["method"]: row["learning_rate"] for row in rows if row["chosen"]}
     missing = [method.label for method in methods if method.label not in rates]
     if missing:
@@ -164,6 +168,12 @@ def read_trials(methods: Sequence[Method], path: str | Path) -> tuple[list[Metho
     labels = {method.label for method in methods}
     chosen = [replace(method, learning_rate=rates[method.label]) for method in methods]
     return chosen, [row for row in rows if row["method"] in labels]
+
+
+def check_seeds(comparison: Comparison, count: int) -> None:
+    """Raise ValueError if a seed of a comparison is one of those that its learning rates are chosen with."""
+    if taken := set(range(TUNING_SEED, TUNING_SEED + count)) & set(comparison.seeds):
+        raise ValueError(f"seeds: {min(taken)} is one that learning rates are chosen with; take others.")
 
 
 def check_optuna_is_there(seeds: int) -> None:

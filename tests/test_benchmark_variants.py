@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import timm.optim
+import torch
 
 from rts_hf.benchmark_variants import BUDGET, VARIANTS, Variant, command, keep, table, time_updates
+from rts_hf.cli import parse_arguments
 from rts_hf.comparison_tables import COLUMNS, to_csv
 
 TIMED = {"sgd": 1.0, "unit step": 1.1, "perturbed": 2.0, "perturbed, 0.5": 1.5, "perturbed, 0.25": 1.25}
@@ -43,12 +46,23 @@ def test_the_table() -> None:
     assert lines[3].startswith("| the default: perturbs in the second half | 1.50 | 1.00 | 91.50 ± 0.71 | +1.00 (")
 
 
-def test_the_words_fit_the_variants() -> None:
-    for variant in VARIANTS.values():
-        words = variant.words.split()
-        assert float(words[2]) in (variant.switch_at, variant.every, variant.fraction) if len(words) > 1 else True
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.words)
+def test_a_variants_words_say_what_is_reckoned_with(variant: Variant) -> None:
+    args = parse_arguments(["--opt", *variant.words.split(), "--output_dir", "x"])[2]
+    optimizer = timm.optim.create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **args.optimizer_arguments())
+    if variant.words == "sgd":
+        assert variant.switch_at == 1.0
+        return
+    assert optimizer.switch.settings()["at"] == variant.switch_at
+    assert optimizer.param_groups[0]["rts_perturb_every"] == variant.every
+    assert args.perturb_fraction == variant.fraction
+
+
+def test_the_command_and_what_is_missing() -> None:
     assert command("x")[1 : 1 + len(VARIANTS)] == [variant.words for variant in VARIANTS.values()]
     assert str(BUDGET) in command("x")
+    with pytest.raises(ValueError, match=r"run scripts/benchmark\.py --rerun_variants"):
+        table([row for row in rows() if "0.25" not in row["method"]], TIMED)
 
 
 def test_an_unfinished_comparison_is_not_kept(tmp_path: Path) -> None:
@@ -61,6 +75,6 @@ def test_an_unfinished_comparison_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_update_is_timed() -> None:
-    timed = time_updates(repeats=1, batch=8)
+    timed = time_updates(repeats=5, batch=16)
     assert set(timed) == set(TIMED)
     assert timed["perturbed"] > timed["sgd"]

@@ -87,7 +87,15 @@ def test_a_comparison_from_its_command_to_its_page(
     run_script(monkeypatch, *command)
     assert len(made) == before + 2
     assert (again / "trials.csv").read_bytes() == (folder / "trials.csv").read_bytes()
-    assert json.loads((again / "comparison.json").read_text())["tuning"] == found["tuning"]
+    tuning = json.loads((again / "comparison.json").read_text())["tuning"]
+    assert tuning == {**found["tuning"], "source": "comparison"}
+    assert "all are in trials.csv, which the comparison comparison has left" in (again / "table.md").read_text()
+    other: dict[str, Any] = {"output_dir": tmp_path / "other", "words": WORDS, "trials": folder / "trials.csv"}
+    with pytest.raises(ValueError, match=r"is of another task \(gradient_evaluations 10, not 15\); give tune"):
+        compare(OPTS, seeds=1, budget=3, **other)
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="seeds: 1000 is one that learning rates are chosen with"):
+        compare(OPTS, seeds=1, first_seed=1000, budget=2, **other)
     assert (again / "results.csv").read_text().splitlines()[1].split(",")[:9] == (
         results.decode().splitlines()[1].split(",")[:9]
     )
