@@ -73,6 +73,8 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
 
 def _norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return norms, in float32 at least, whose own norm is that of all tensors: of each, or of pieces of long ones."""
+    if len(tensors) == 1 and _is_piece(tensors[0]):
+        return [torch.dot(tensors[0], tensors[0]).sqrt()]
     if is_sharded(tensors):
         sharded = sum(isinstance(tensor, DTensor) for tensor in tensors)
         if sharded < len(tensors):
@@ -83,13 +85,12 @@ def _norms(tensors: list[Tensor]) -> list[Tensor]:
         # the sharding rule of the list norm does not take a dtype
         return [*torch._foreach_norm(_in_float(tensors), 2)]
     dtype = torch.float64 if torch.float64 in dtypes(tensors) else torch.float32
-    is_piece = len(tensors) == 1 and tensors[0].ndim == 1
-    least = _DOTTED_FROM if is_piece else _ROUNDED_FROM
-    dotted = [t for t in tensors if t.numel() >= least and t.is_cpu and t.dtype in _DOTTED and t.is_contiguous()]
+    dotted = [
+        t for t in tensors if t.numel() >= _ROUNDED_FROM and t.is_cpu and t.dtype in _DOTTED and t.is_contiguous()
+    ]
     if not dotted:
         return [*torch._foreach_norm(tensors, 2, dtype=dtype)]
-    is_short = is_piece and tensors[0].numel() <= _CACHED
-    pieces = dotted if is_short else [piece for t in dotted for piece in t.detach().view(-1).split(_CACHED)]
+    pieces = [piece for tensor in dotted for piece in tensor.detach().view(-1).split(_CACHED)]
     kept = {*map(id, dotted)}
     rest = [tensor for tensor in tensors if id(tensor) not in kept]
     return [*(torch.dot(p, p).sqrt() for p in pieces), *(torch._foreach_norm(rest, 2, dtype=dtype) if rest else [])]
@@ -259,6 +260,16 @@ def is_sharded(tensors: list[Tensor]) -> bool:
 def dtypes(tensors: list[Tensor]) -> set[torch.dtype]:
     """Return the types of the tensors' elements."""
     return {tensor.dtype for tensor in tensors}
+
+
+def _is_piece(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.ndim == 1
+        and tensor.is_cpu
+        and tensor.dtype in _DOTTED
+        and _DOTTED_FROM <= tensor.numel() <= _CACHED
+    )
 
 
 def _is_low_precision(tensors: list[Tensor]) -> bool:
