@@ -94,6 +94,8 @@ def summary(measured: Mapping[str, Any], variants: Sequence[Mapping[str, Any]] =
         f"Measured on {machine['device']}, {machine['threads']} threads, torch {machine['torch']}, Python "
         f"{machine['python']}; ratios are medians over interleaved repeats.",
     ]
+    if "remark" in measured:
+        lines[-1] += f" {measured['remark']}"
     if profile := measured.get("profile"):
         lines += ["", *_profile(profile)]
     if scaling := measured.get("scaling"):

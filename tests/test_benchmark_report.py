@@ -9,7 +9,8 @@ import pytest
 
 from rts_hf import benchmark_report
 from rts_hf.benchmark import BEGIN, END, Figure
-from rts_hf.benchmark_report import MEASURES, measure, summary, write_readme
+from rts_hf.benchmark_report import GPU_RECORD, MEASURES, measure, summary, write_readme
+from rts_hf.comparison_tables import read_rows
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "model_cards" / "benchmark" / "benchmark.json"
@@ -70,7 +71,23 @@ def test_slopes_and_processes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None
     one = {name: {"bytes": 0.0, "seconds": 0.1} for name in ("sgd", "averaged once", "averaged twice")}
     two = {name: {"bytes": size, "seconds": 0.2} for name, size in zip(one, (10.0, 10.0, 20.0), strict=True)}
     monkeypatch.setattr(benchmark_report.benchmark_processes, "measure", lambda count, **_: one if count == 1 else two)
-    text = summary(measure(["all_reduce", "scaling"]))
+    measured = measure(["all_reduce", "scaling"])
+    text = summary({**measured, "remark": "On a slow day."})
+    assert "over interleaved repeats. On a slow day.\n" in text
     assert "the power 1.00 of the parameters, and 1.00 of the number" in text
     assert "| averaged once | 100 | 200 |" in text
     assert "| ≤ 1.02 | 1 | met: 2 by default |" in text
+
+
+def test_what_the_table_of_variants_needs() -> None:
+    rows = read_rows(RECORD.with_name("variants.csv"))
+    kept = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert "| `perturb_every` 5 | " in summary(kept, rows)
+    with pytest.raises(ValueError, match=r"no times of updates; measure them with scripts/benchmark\.py"):
+        summary({name: value for name, value in kept.items() if name != "updates"}, rows)
+
+
+def test_a_gpus_record_is_shown_too() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text[text.index(BEGIN) : text.index(END)]
+    assert shown.endswith(f"On a GPU:\n\n{summary(json.loads((RECORD.with_name(GPU_RECORD)).read_text()))}\n\n")
