@@ -52,7 +52,7 @@ def update_over_two_passes(device: str = "cpu", *, repeats: int = 5, batch: int 
     )
 
 
-def update_before_switch(device: str = "cpu", *, repeats: int = 7, batch: int = 128) -> Figure:
+def update_before_switch(device: str = "cpu", *, repeats: int = 21, batch: int = 128) -> Figure:
     """Time an update before the switch, with the variance switch listening, against the base optimizer alone."""
     model, x, y = _small_resnet(device, batch)
     listening = RTSPUGD(

@@ -45,16 +45,13 @@ class ModelArguments:
     small_image_stem: bool | None = field(
         default=None,
         metadata={
-            "help": "Give a ResNet a 3x3 stride-1 stem without max-pool. Default: for images of at most 64 pixels, "
-            "unless the weights are pretrained."
+            "help": "Give a ResNet a 3x3 stride-1 stem without max-pool. Default: up to 64 pixels, if not pretrained."
         },
     )
     model_args: dict | str | None = field(
         default=None, metadata={"help": "Arguments of timm.create_model as JSON, e.g. '{\"drop_path_rate\": 0.1}'."}
     )
-    channels_last: bool = field(
-        default=False, metadata={"help": "Keep weights and maps with channels innermost: faster for many convnets."}
-    )
+    channels_last: bool = field(default=False, metadata={"help": "Channels innermost in memory: faster for convnets."})
 
     def __post_init__(self) -> None:
         self.model_args = _json_object("model_args", self.model_args)
