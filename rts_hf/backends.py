@@ -52,7 +52,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int = 1, backend: str = "local") -
     Args:
         jobs: What to run; all of them are, also after one has failed.
         at_once: Processes on this machine, or tasks of the cluster, at a time; at least 1.
-        backend: One of :data:`BACKENDS`. For ``ray``, the jobs' folders lie where all machines of the cluster see them.
+        backend: One of :data:`BACKENDS`. For ``ray``, the current folder and the jobs' lie where all machines of the
+            cluster see them; GPUs are shared out evenly, at most one a job.
 
     Raises:
         ValueError: If Ray is asked for and not installed.
@@ -92,13 +93,16 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    remote: Any = ray.remote(max_retries=0)(run_job)
+    # A task whose resources name no GPU sees them all, and shares them with every other.
+    gpus = ray.cluster_resources().get("GPU", 0)
+    share = {"num_gpus": min(1.0, gpus / at_once)} if gpus else {}
+    remote: Any = ray.remote(max_retries=0, **share)(_run_in)
     waiting = list(jobs)
     running: dict[Any, Job] = {}
     while waiting or running:
         while waiting and len(running) < at_once:
             job = waiting.pop(0)
-            running[remote.remote(job)] = job
+            running[remote.remote(str(Path.cwd()), job)] = job
         done, _ = ray.wait(list(running), num_returns=1)
         job = running.pop(done[0])
         try:
@@ -107,6 +111,12 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
             yield job, _told(getattr(error, "cause", None) or error)
         else:
             yield job, None
+
+
+def _run_in(folder: str, job: Job) -> None:
+    """Run a job in a folder: a worker's own is that of ``ray start``, and paths in a command are of the caller's."""
+    os.chdir(folder)
+    run_job(job)
 
 
 def _prepare_worker(threads: int) -> None:

@@ -41,7 +41,8 @@ def describe_run(
         model_args, data_args: What the run was told, besides the trainer's own arguments.
         metrics: Loss and metrics of ``train``, ``validation`` and ``test``; None where there is no such split.
         seconds: Wall-clock time of the whole run, all its commands together.
-        status: ``training``, ``interrupted`` (by SIGTERM), ``stopped`` (by a fault) or ``complete``.
+        status: ``training``, ``interrupted`` (by SIGTERM), ``diverged`` (too many updates in a row were skipped),
+            ``stopped`` (by any other error) or ``complete``.
     """
     args, state, model = trainer.args, trainer.state, trainer.accelerator.unwrap_model(trainer.model)
     config = model.config

@@ -29,6 +29,7 @@ from rts_hf.checkpoints import checkpoint_architecture
 from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, introduction, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
+from rts_hf.faults import TrainingFault
 from rts_hf.figures import draw_run_figures, remove_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
@@ -163,7 +164,8 @@ def train(
     except (Exception, KeyboardInterrupt) as error:
         if ready.has_come:
             with contextlib.suppress(OSError):  # a full disk must not hide what came before it
-                record("stopped", remark=f"Stopped after update {trainer.state.global_step}: {error or 'interrupted'}")
+                status = "diverged" if isinstance(error, TrainingFault) else "stopped"
+                record(status, remark=f"Stopped after update {trainer.state.global_step}: {error or 'interrupted'}")
         raise
     finally:
         stop.close()

@@ -239,7 +239,7 @@ def test_a_run_that_cannot_go_on_says_so_in_its_record(tmp_path: Path, monkeypat
         with pytest.raises(TrainingFault, match=f"max_skipped_updates={limit}: the gradient of update {limit}"):
             train(ModelArguments(model="test_resnet"), SMALL, settings(folder, max_skipped_updates=limit))
         record = read_record(folder)
-        assert record["status"] == "stopped"
+        assert record["status"] == "diverged"
         assert record["faults"]["nonfinite_gradient"] == limit
         assert f"max_skipped_updates={limit}" in record["warnings"][-1]
 
