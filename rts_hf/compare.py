@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rts_hf.backends import check_backend_is_there
-from rts_hf.comparison import Comparison, make_runs, parse_method, parse_recipe
+from rts_hf.comparison import Comparison, make_runs
 from rts_hf.comparison_report import write_report
+from rts_hf.method import option, parse_method, parse_recipe
 from rts_hf.tuning import check_optuna_is_there, check_seeds, read_trials, search
 
 
@@ -69,6 +70,8 @@ def compare(
     blind = functools.partial(make, measure_test=False)
     comparison.settle_lengths(blind)
     searches = search(comparison, blind, seeds=tune, learning_rates=learning_rates) if tune else []
+    if tune:
+        comparison.settle_lengths(blind)
     cells = comparison.cells()
     make(cells)
     return write_report(
@@ -81,6 +84,9 @@ def compare(
             "budget": budget,
             "gradient_evaluations": comparison.gradient_evaluations,
             "reference": reference(comparison),
+            "words": list(comparison.words),
+            "train_fraction": comparison.train_fraction,
+            "label_noise": comparison.label_noise,
             "tuning": _tuning(known or [row for each in searches for row in each.table()], trials),
         },
         known or [row for each in searches for row in each.table()],
@@ -124,7 +130,7 @@ def plan(
     if tune or trials is not None:
         chooser = f"tune={tune}" if tune else f"trials={str(trials)!r}"
         for method in methods:
-            if any(word.split("=")[0] == "--learning_rate" for word in (*method.words, *words)):
+            if any(option(word) == "learning_rate" for word in (*method.words, *words)):
                 raise ValueError(f"{method.label!r} has a learning rate, and {chooser} would choose another.")
     if trials is not None:
         methods, _ = read_trials(methods, trials)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ from rts_hf.budget import updates_for_share, updates_within
 from rts_hf.cli import parse_arguments
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.files import read_json_object, write_text
-from rts_hf.recipes import find_recipe
+from rts_hf.method import Method, option
 from rts_hf.record import command_line
 from rts_hf.resuming import last_checkpoint
 from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record
 from rts_hf.runs import load_run_data
+from rts_hf.settings import settings_of, trajectory_settings
 from rts_hf.switching import PhaseSwitch
 from rts_hf.unwrapping import unwrap_optimizer
 from rts_hf.window import share_taken
@@ -29,62 +29,10 @@ PLAN_NAME = "plan.json"
 TUNING_SEED = 1000  # the first seed of the runs that only choose a learning rate
 PILOTS = 5  # runs to settle the length of a run whose switch listens
 CLOSE_ENOUGH = 0.02  # share of the budget
+ENDED = ("complete", "diverged")  # a run that diverged would do so again
 _OWN = (
     "max_steps", "num_train_epochs", "opt", "output_dir", "overwrite", "push_to_hub", "resume_from_checkpoint", "seed",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Method:
-    """One optimizer, or recipe, with its settings.
-
-    Args:
-        label: What tables call it.
-        words: Its options of the training command.
-        learning_rate: Peak learning rate; None until it is known.
-        updates: Of a run within the budget; None until it is known.
-    """
-
-    label: str
-    words: tuple[str, ...]
-    learning_rate: float | None = None
-    updates: int | None = None
-
-    @property
-    def folder(self) -> str:
-        """Its name as that of a folder."""
-        return re.sub(r"[^\w.+=-]+", "_", self.label).strip("_")
-
-
-def parse_method(text: str) -> Method:
-    """Return the method that a text names: an optimizer, and options of the training command that it goes with.
-
-    >>> parse_method("rts_pugd --switch_at 0.9").words
-    ('--opt', 'rts_pugd', '--switch_at', '0.9')
-
-    Raises:
-        ValueError: If the text does not begin with a name.
-    """
-    words = shlex.split(text)
-    if not words or words[0].startswith("-"):
-        raise ValueError(f"opts: {text!r} must begin with an optimizer's name, as in 'rts_pugd --switch_at 0.9'.")
-    return Method(" ".join(words), ("--opt", *words))
-
-
-def parse_recipe(text: str) -> Method:
-    """Return the method that a recipe is, with the options that it goes with, if any.
-
-    >>> parse_recipe("cifar10_pugd --weight_decay 1e-3").words
-    ('--recipe', 'cifar10_pugd', '--weight_decay', '1e-3')
-
-    Raises:
-        ValueError: If the text does not begin with a recipe's name.
-    """
-    words = shlex.split(text)
-    if not words or words[0].startswith("-"):
-        raise ValueError(f"recipes: {text!r} must begin with a recipe's name; --list_recipes of train.py has them all.")
-    find_recipe(words[0])
-    return Method(" ".join(words), ("--recipe", *words))
 
 
 class Cell(NamedTuple):
@@ -155,10 +103,13 @@ class Comparison:
         if data.test is None:
             raise ValueError(f"dataset={data.name!r} has no test split, so there is nothing to compare on.")
         self.data_name, self.architecture = data.name, str(parsed[0][0].model)
-        batches = math.ceil(len(data.train) / parsed[0][2].train_batch_size)
+        self.train_fraction, self.label_noise = data.train_fraction, data.label_noise
+        whole = len(data.train) / parsed[0][2].train_batch_size
+        batches = max(1, math.floor(whole) if parsed[0][2].dataloader_drop_last else math.ceil(whole))
         self.updates_an_epoch = math.ceil(batches / parsed[0][2].gradient_accumulation_steps)
         self.gradient_evaluations = max(1, round(budget * self.updates_an_epoch))
         self.methods = [self._with_length(method, args[2]) for method, args in zip(methods, parsed, strict=True)]
+        self._listening = {method.label for method in self.methods if method.updates is None}
         if trials is not None:
             self._check_task(trials)
         self._check_folder()
@@ -169,20 +120,24 @@ class Comparison:
         """Find, by runs of the first seed, how long a run may be whose switch waits for what only a run can tell.
 
         Such a run is made with the length that would fit if the switch fired where it did in the run before, until
-        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts.
+        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts. When the
+        switch fires depends on the learning rate, so a call after one was chosen settles the lengths for it.
 
         Args:
             run: Makes the runs it is given.
         """
         for place, method in enumerate(self.methods):
-            if method.updates is not None:
+            if method.label not in self._listening:
                 continue
-            updates, tried = self.gradient_evaluations, dict[int, float]()
+            updates, tried = method.updates or self.gradient_evaluations, dict[int, float]()
+            where = self.folder / "pilots" / method.folder
+            if method.learning_rate is not None:
+                where /= f"lr-{method.learning_rate:g}"
             args = parse_arguments(self._words(method))[2]
             cost = _cost(args, _optimizer(args))
             for _ in range(PILOTS):
                 pilot = replace(method, updates=updates)
-                cell = Cell(pilot, self.seeds[0], self.folder / "pilots" / method.folder / f"updates-{updates}")
+                cell = Cell(pilot, self.seeds[0], where / f"updates-{updates}-seed-{self.seeds[0]}")
                 run([cell])
                 record = read_record(cell.folder)
                 tried[updates] = record["gradient_evaluations"]
@@ -214,7 +169,7 @@ class Comparison:
         return command_line(*parse_arguments(self._cell_words(cell)))
 
     def job(self, cell: Cell, *, measure_test: bool = True) -> Job | None:
-        """Return what is left to do of a run, or None if it is complete.
+        """Return what is left to do of a run, or None if it is complete, or has diverged.
 
         Raises:
             ValueError: If its folder holds another run.
@@ -228,7 +183,7 @@ class Comparison:
                     f"{cell.folder} holds another run ({record['command']}, not {self.command(cell)}); take another "
                     "output_dir."
                 )
-            if record["status"] == "complete":
+            if record["status"] in ENDED:
                 return None
             words += self._going_on(cell.folder)
         return Job(tuple(words), log, measure_test)
@@ -257,11 +212,11 @@ class Comparison:
         return ["--resume_from_checkpoint", "last"]
 
     def _check_words(self, method: Method) -> None:
-        for words in (self.words, method.words[2:]):
-            for word in words:
-                name = word.removeprefix("--").split("=")[0]
-                if word.startswith("--") and name in _OWN:
-                    raise ValueError(f"{word} is set by the comparison itself; leave it out.")
+        for word in (*self.words, *method.words[2:]):
+            if option(word) in _OWN:
+                raise ValueError(f"{word} is set by the comparison itself; leave it out.")
+        if self.words and not self.words[0].startswith("-"):
+            raise ValueError(f"{self.words[0]!r}: a comparison takes no file of settings; give its options as words.")
 
     def _with_length(self, method: Method, args: RTSTrainingArguments) -> Method:
         optimizer = _optimizer(args)
@@ -272,7 +227,7 @@ class Comparison:
         return replace(method, updates=updates)
 
     def _check_task(self, trials: str | Path) -> None:
-        """Refuse trials of another model, data set or budget, by the ``comparison.json`` that lies beside them."""
+        """Refuse trials of another task, budget or common options, by the ``comparison.json`` that lies beside them."""
         try:
             known = read_json_object(Path(trials).with_name(COMPARISON_NAME))
         except (OSError, ValueError) as error:
@@ -285,6 +240,13 @@ class Comparison:
                 raise ValueError(
                     f"trials={str(trials)!r} is of another task ({name} {known.get(name)!r}, not {value!r}); give tune."
                 )
+        words = known.get("words")
+        if words is None or _what_trains(words) != _what_trains(self.words):
+            told = "not told" if words is None else repr(shlex.join(words))
+            raise ValueError(
+                f"trials={str(trials)!r} is of runs with other common options ({told}, not "
+                f"{shlex.join(self.words)!r}); give tune."
+            )
 
     def _check_folder(self) -> None:
         """Refuse a folder that holds something else, and note what this one holds."""
@@ -305,6 +267,14 @@ class Comparison:
         write_text(path, json.dumps(plan, indent=2) + "\n")
 
 
+def _what_trains(words: Sequence[str]) -> tuple[Any, ...]:
+    """Return what common options say of the runs' outcome."""
+    model, data, training = parse_arguments([*words, "--output_dir", "."])
+    shown = ("draw_figures", "measure_sharpness")
+    trained = {name: value for name, value in trajectory_settings(training).items() if name not in shown}
+    return settings_of(model), settings_of(data), trained
+
+
 def _optimizer(args: RTSTrainingArguments) -> Any:
     import timm.optim
     import torch
@@ -323,6 +293,10 @@ def _cost(args: RTSTrainingArguments, optimizer: Any) -> dict[str, Any]:
 
 def _batch(args: RTSTrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps
+
+
+def _has_diverged(cell: Cell) -> bool:
+    return (cell.folder / RECORD_NAME).is_file() and read_record(cell.folder)["status"] == "diverged"
 
 
 def make_runs(
@@ -346,7 +320,7 @@ def make_runs(
 
     Raises:
         ValueError: If a folder holds another run; before any is made.
-        RuntimeError: If runs failed, after all the others were made.
+        RuntimeError: If runs failed, after all the others were made. One that diverged did not fail: it is a result.
     """
     check_backend_is_there(backend)
     jobs = {job: cell for cell in cells if (job := comparison.job(cell, measure_test=measure_test)) is not None}
@@ -354,6 +328,9 @@ def make_runs(
     for count, (job, error) in enumerate(run_jobs(list(jobs), at_once=at_once, backend=backend), start=1):
         cell = jobs[job]
         where = f"[{count}/{len(jobs)}] {cell.folder.relative_to(comparison.folder)}"
+        if error is not None and _has_diverged(cell):
+            tell(f"{where}: diverged: {error}")
+            continue
         if error is not None:
             failures.append(f"{cell.folder.relative_to(comparison.folder)} ({error}; see {job.log})")
             tell(f"{where}: failed: {error}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rts_hf.comparison_tables import task
 from rts_hf.figures import INK, STYLE, save_figure
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def draw_comparison(
         for name, height in (("accuracy", 1.5 + 0.42 * count), ("histories", 4.2 + 0.12 * count)):
             figure = Figure(figsize=(8.0, height), layout="constrained")
             figure.suptitle(
-                f"{comparison['model']} on {comparison['data']}, {comparison['gradient_evaluations']:,} gradient "
-                "evaluations a run",
+                f"{task(comparison)}\n{comparison['gradient_evaluations']:,} gradient evaluations a run",
                 fontsize=11,
                 color=INK,
             )
@@ -58,9 +58,15 @@ def _draw_accuracy(axes: Axes, comparison: Mapping[str, Any], rows: Sequence[Map
     methods = comparison["methods"]
     for place, method in enumerate(methods):
         colour, mark = _look(place)
-        seen = [100 * row["test_accuracy"] for row in rows if row["method"] == method["method"]]
-        axes.plot(seen, np.full(len(seen), place + 0.18), "|", color=colour, alpha=0.7, markersize=8)
         mean, _, low, high = method["test_accuracy"]
+        if mean is None:  # all its runs diverged
+            continue
+        seen = [
+            100 * row["test_accuracy"]
+            for row in rows
+            if row["method"] == method["method"] and row["test_accuracy"] is not None
+        ]
+        axes.plot(seen, np.full(len(seen), place + 0.18), "|", color=colour, alpha=0.7, markersize=8)
         if low is not None:
             ends = [100 * max(low, 0.0), 100 * min(high, 1.0)]
             axes.plot(ends, [place, place], color=colour, solid_capstyle="butt")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rts_hf.comparison_figures import draw_comparison
-from rts_hf.comparison_tables import FORMAT, notes, run_row, summarise, table_rows, to_csv, to_markdown
+from rts_hf.comparison_tables import FORMAT, notes, run_row, summarise, table_rows, task, to_csv, to_markdown
 from rts_hf.files import write_text
 from rts_hf.hub import write_card
 from rts_hf.run_folder import COMPARISON_NAME, read_log, read_record
@@ -36,14 +36,13 @@ def write_report(
     Args:
         folder: The comparison's folder.
         runs: Method and folder of each complete run.
-        facts: ``command``, ``model``, ``data``, ``budget``, ``gradient_evaluations``, ``reference`` and ``tuning`` of
-            the comparison.
+        facts: ``command``, ``model``, ``data``, ``train_fraction``, ``label_noise``, ``words``, ``budget``,
+            ``gradient_evaluations``, ``reference`` and ``tuning`` of the comparison.
         trials: What was tried to choose learning rates, one row a trial.
     """
     target = Path(folder)
     records = {path: read_record(path) for _, path in runs}
     rows = [run_row(records[path], method, path.relative_to(target).as_posix()) for method, path in runs]
-    comparison = {"format": FORMAT, **facts, "methods": summarise(rows, facts["reference"])}
     curves: dict[str, list[list[tuple[int, float]]]] = {}
     for method, path in runs:
         points = [
@@ -52,6 +51,9 @@ def write_report(
             if entry.get("eval_accuracy") is not None and entry.get("gradient_evaluations") is not None
         ]
         curves.setdefault(method, []).append(points)
+    evaluations = {method: max(map(len, points)) for method, points in curves.items()}
+    summary = summarise(rows, facts["reference"])
+    comparison = {"format": FORMAT, **facts, "evaluations": evaluations, "methods": summary}
     write_text(target / "results.csv", to_csv(rows))
     if trials:
         write_text(target / "trials.csv", to_csv(trials, list(trials[0])))
@@ -79,7 +81,7 @@ def _page(
     ]
     template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        title=f"{comparison['model']} on {comparison['data']}: optimizers at equal gradient budgets",
+        title=f"{task(comparison)}: optimizers at equal gradient budgets",
         columns=list(rows[0]),
         rows=[
             {"cells": list(row.values()), "reference": method["method"] == comparison["reference"]}

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
 from rts_hf.card_text import counted, number, text
@@ -58,55 +58,64 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
 
 
 def run_row(record: Mapping[str, Any], method: str, folder: str) -> dict[str, Any]:
-    """Return what a comparison tells of one run.
+    """Return what a comparison tells of one run; of one that diverged, there are no accuracies.
 
     Args:
         record: Its ``run.json``.
         method: What the comparison calls its method.
         folder: Where it lies, from the comparison's folder.
     """
-    metrics, optimizer = record["metrics"], record["optimizer"]
+    metrics = {split: found or {} for split, found in record["metrics"].items()}
+    optimizer = record["optimizer"]
     values = (
         method, record["seed"], optimizer["learning_rate"], record["updates"], record["gradient_evaluations"],
-        record["epochs"], (optimizer.get("switch") or {}).get("step"), metrics["validation"]["accuracy"],
-        metrics["test"]["accuracy"], metrics["test"]["loss"],
+        record["epochs"], (optimizer.get("switch") or {}).get("step"), metrics["validation"].get("accuracy"),
+        metrics["test"].get("accuracy"), metrics["test"].get("loss"),
         ((record.get("sharpness") or {}).get("worst_case_increase")), record["seconds"], folder,
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
-    """Return one row a method, in the order they first come in.
+    """Return one row a method, in the order they first come in, over its runs that did not diverge.
 
     Args:
         rows: Those of :func:`run_row`.
         reference: The method that the others are compared with in pairs: two runs of the same seed.
 
     Returns:
-        For each method ``method``, ``learning_rate``, ``seeds``, ``updates``, ``gradient_evaluations`` (mean),
-        ``seconds`` (mean), ``sharpness`` (mean or None), ``test_accuracy`` (an :class:`Interval` as a list) and
-        ``difference`` (the same of the differences to the reference; None for the reference itself).
+        For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates``,
+        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``test_accuracy`` (an
+        :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
+        reference; None for the reference itself).
     """
     by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         by_method.setdefault(row["method"], {})[row["seed"]] = row
-    base = by_method.get(reference, {})
+    whole = {
+        name: {seed: run for seed, run in runs.items() if run["test_accuracy"] is not None}
+        for name, runs in by_method.items()
+    }
+    base = whole.get(reference, {})
     summary = []
-    for name, runs in by_method.items():
+    for name, all_runs in by_method.items():
+        runs = whole[name]
         common = sorted(set(runs) & set(base))
         pairs = [runs[seed]["test_accuracy"] - base[seed]["test_accuracy"] for seed in common]
         sharpness = [run["sharpness"] for run in runs.values() if run["sharpness"] is not None]
-        first = next(iter(runs.values()))
+        first = next(iter((runs or all_runs).values()))
+        accuracies = [run["test_accuracy"] for run in runs.values()]
         summary.append(
             {
                 "method": name,
                 "learning_rate": first["learning_rate"],
                 "seeds": len(runs),
+                "diverged": len(all_runs) - len(runs),
                 "updates": first["updates"],
-                "gradient_evaluations": fmean(run["gradient_evaluations"] for run in runs.values()),
-                "seconds": fmean(run["seconds"] for run in runs.values()),
+                "gradient_evaluations": fmean(run["gradient_evaluations"] for run in (runs or all_runs).values()),
+                "seconds": median(run["seconds"] for run in (runs or all_runs).values()),
                 "sharpness": fmean(sharpness) if sharpness else None,
-                "test_accuracy": list(interval([run["test_accuracy"] for run in runs.values()])),
+                "test_accuracy": list(interval(accuracies)) if accuracies else [None] * 4,
                 "difference": list(interval(pairs)) if pairs and name != reference else None,
             }
         )
@@ -181,8 +190,22 @@ def to_markdown(comparison: Mapping[str, Any]) -> str:
     Args:
         comparison: What ``comparison.json`` holds.
     """
-    head = f"{text(comparison['model'])} on {text(comparison['data'])}, equal gradient budgets"
-    return f"# {head}\n\n{section(comparison)}\n"
+    return f"# {text(task(comparison))}, equal gradient budgets\n\n{section(comparison)}\n"
+
+
+def task(comparison: Mapping[str, Any]) -> str:
+    """Return what a comparison is of, for its headings: the model, the data, and what was done to these.
+
+    >>> task({"model": "resnet18", "data": "digits", "label_noise": {"fraction": 0.4}})
+    'resnet18 on digits, 40 % of the training labels wrong'
+
+    Args:
+        comparison: What ``comparison.json`` holds.
+    """
+    fewer, noise = comparison.get("train_fraction"), comparison.get("label_noise")
+    kept = [f"{fewer['images']:,} of {fewer['of']:,} training images"] if fewer else []
+    wrong = [f"{100 * noise['fraction']:.3g} % of the training labels wrong"] if noise else []
+    return ", ".join([f"{comparison['model']} on {comparison['data']}", *kept, *wrong])
 
 
 def section(comparison: Mapping[str, Any]) -> str:
@@ -231,6 +254,20 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
             found.append(f"The best learning rate lay at an end of the grid for {', '.join(ends)}.")
     else:
         found.append("Learning rates were not tuned: each is the training command's default, or as given.")
+    broken = [
+        f"{row['diverged']} of {counted(row['seeds'] + row['diverged'], 'run')} of {shown(row['method'])}"
+        for row in comparison["methods"]
+        if row.get("diverged")
+    ]
+    if broken:
+        found.append(f"Diverged, and left out of means and differences: {', '.join(broken)}.")
+    looks = comparison.get("evaluations") or {}
+    if len(set(looks.values())) > 1:
+        told = ", ".join(f"{shown(name)} {count}" for name, count in looks.items())
+        found.append(
+            "A run keeps the weights of its best evaluation on validation, and more updates bring more of these: "
+            f"{told}."
+        )
     off = [
         shown(row["method"])
         for row in comparison["methods"]
@@ -259,6 +296,30 @@ def difference(found: Sequence[float | None] | None) -> str:
     """Format a difference with its interval, in percentage points."""
     if found is None or found[0] is None:
         return "–"
-    low, high = found[2], found[3]
-    ends = "" if low is None or high is None else f" ({100 * low:+.2f} to {100 * high:+.2f})"
+    low, high = outwards(found[2], found[3])
+    ends = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
     return f"{100 * found[0]:+.2f}{ends}"
+
+
+def outwards(low: float | None, high: float | None) -> tuple[float | None, float | None]:
+    """Return the ends of an interval in percentage points, rounded to two places so that it never gets narrower.
+
+    >>> outwards(0.00008, 0.0155)
+    (0.0, 1.55)
+    """
+    if low is None or high is None:
+        return None, None
+    return math.floor(round(1e4 * low, 6)) / 100, math.ceil(round(1e4 * high, 6)) / 100
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number, as Holm does (Scandinavian Journal of Statistics 6, 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, least = [0.0] * len(chances), 0.0
+    for rank, place in enumerate(sorted(range(len(chances)), key=lambda index: chances[index])):
+        least = max(least, min(1.0, (len(chances) - rank) * chances[place]))
+        corrected[place] = least
+    return corrected

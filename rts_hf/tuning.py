@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rts_hf.comparison import TUNING_SEED, Cell, Comparison, Method
+from rts_hf.comparison import TUNING_SEED, Cell, Comparison
+from rts_hf.method import Method
 from rts_hf.run_folder import read_record
 
 GRID = (0.1, 0.3, 1.0, 3.0)  # of the default learning rate
@@ -57,9 +58,9 @@ class Search:
 
     def tell(self, rate: float, cells: Sequence[Cell]) -> None:
         """End a trial with the means over its runs."""
-        found = [read_record(cell.folder)["metrics"]["validation"] for cell in cells]
+        nothing: dict[str, Any] = {"accuracy": 0.0, "loss": None}  # of a run that diverged
+        found = [read_record(cell.folder)["metrics"]["validation"] or nothing for cell in cells]
         trial = self._open.pop(rate)
-        # A loss that is no number, of a run that diverged, is the worst there is.
         losses = [float("inf") if each["loss"] is None else each["loss"] for each in found]
         trial.set_user_attr("loss", fmean(losses))
         trial.set_user_attr("runs", len(cells))

@@ -72,8 +72,10 @@ def print_commands(settings: dict) -> None:
         if method.updates is None:
             sys.exit(f"error: --print_commands: only pilot runs tell how long {method.label!r} may be; leave it out.")
     for cell in comparison.cells():
-        if comparison.job(cell) is not None:
-            print(f"{comparison.command(cell)} --output_dir {shlex.quote(str(cell.folder))}")
+        job = comparison.job(cell)
+        if job is not None:
+            going_on = shlex.join(job.words[job.words.index("--output_dir") :])
+            print(f"{comparison.command(cell)} {going_on}")
 
 
 if __name__ == "__main__":

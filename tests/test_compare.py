@@ -3,12 +3,15 @@
 import csv
 import json
 import runpy
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folder_for_tests import edit_json
 from test_comparison import SMALL
 
 from rts_hf.backends import Job, run_job
@@ -93,6 +96,9 @@ def test_a_comparison_from_its_command_to_its_page(
     other: dict[str, Any] = {"output_dir": tmp_path / "other", "words": WORDS, "trials": folder / "trials.csv"}
     with pytest.raises(ValueError, match=r"is of another task \(gradient_evaluations 10, not 15\); give tune"):
         compare(OPTS, seeds=1, budget=3, **other)
+    for words in (["--label_noise", "0.4"], ["--weight_decay", "0.1"]):
+        with pytest.raises(ValueError, match=r"is of runs with other common options \(.*, not .*" + words[0]):
+            compare(OPTS, seeds=1, budget=2, **{**other, "words": [*WORDS, *words]})
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="seeds: 1000 is one that learning rates are chosen with"):
         compare(OPTS, seeds=1, first_seed=1000, budget=2, **other)
@@ -125,6 +131,25 @@ def test_commands_for_any_scheduler(
     capsys.readouterr()
     run_script(monkeypatch, *words, "--print_commands")
     assert capsys.readouterr().out.splitlines() == lines[1:]
+    # One that was cut off goes on: from its checkpoint, or else over what it left.
+    words_of_run = shlex.split(lines[1])
+    run = Path(words_of_run[words_of_run.index("--output_dir") + 1])
+    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[3:], "--save_strategy", "steps", "--save_steps", "1"])
+    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    capsys.readouterr()
+    command = lines[1].split(" --output_dir ")[0]
+    edit_json(run / "run.json", lambda record: record.update(status="training", command=command))
+    run_script(monkeypatch, *words, "--print_commands")
+    assert capsys.readouterr().out.splitlines()[0] == f"{lines[1]} --resume_from_checkpoint last"
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    run_script(monkeypatch, *words, "--print_commands")
+    again = capsys.readouterr().out.splitlines()[0]
+    assert again == f"{lines[1]} --overwrite"
+    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(again)[3:]])
+    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    assert read_record(run)["status"] == "complete"
+    capsys.readouterr()
     listens = "rts_pugd --switch gradient_variance"
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--opts", listens, *words, "--print_commands", *WORDS])
     with pytest.raises(SystemExit, match=f"only pilot runs tell how long '{listens}' may be"):
@@ -141,6 +166,7 @@ def test_commands_for_any_scheduler(
         (OPTS, {"tune": -1}, "tune=-1 must be at least 0"),
         (OPTS, {"learning_rates": [0.1]}, "learning_rates need tune"),
         (OPTS, {"tune": 1, "learning_rates": [0.0]}, r"learning_rates=\[0.0\] must be greater than 0"),
+        (["sgd --learning-rate=0.1"], {"tune": 1}, "has a learning rate, and tune=1 would choose another"),
         (["sgd --learning_rate 0.1"], {"tune": 1}, "has a learning rate, and tune=1 would choose another"),
         (["sgd --learning_rate 0.1"], {"trials": "t.csv"}, "has a learning rate, and trials='t.csv' would choose"),
         (OPTS, {"trials": "t.csv", "tune": 2}, "trials='t.csv' has chosen the learning rates, and tune=2 would"),

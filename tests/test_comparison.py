@@ -10,7 +10,8 @@ from run_folder_for_tests import edit_json, write_run_folder
 from rts_hf.backends import Job
 from rts_hf.budget import updates_within
 from rts_hf.cli import parse_arguments
-from rts_hf.comparison import Cell, Comparison, make_runs, parse_method, parse_recipe
+from rts_hf.comparison import Cell, Comparison, make_runs
+from rts_hf.method import parse_method, parse_recipe
 from rts_hf.recipes import find_recipe
 from rts_hf.switching import FixedSwitch
 
@@ -51,6 +52,12 @@ def test_a_second_pass_over_fewer_images_leaves_more_updates(tmp_path: Path) -> 
 def test_accumulated_batches_are_one_gradient(tmp_path: Path) -> None:
     plan = comparison(tmp_path / "c", words=(*SMALL, "--gradient_accumulation_steps", "2"))
     assert plan.updates_an_epoch == 3
+
+
+def test_a_last_batch_that_is_dropped_is_no_gradient(tmp_path: Path) -> None:
+    words = (*SMALL, "--per_device_train_batch_size", "50")  # 120 images: two batches, and 20 images
+    assert comparison(tmp_path / "a", words=words).updates_an_epoch == 3
+    assert comparison(tmp_path / "b", words=(*words, "--dataloader_drop_last", "true")).updates_an_epoch == 2
 
 
 def test_a_cell_is_one_run_of_the_training_command(tmp_path: Path) -> None:
@@ -112,6 +119,9 @@ def test_a_recipe_is_compared_with_what_is_said_for_all_in_place_of_its_own_data
         (["sgd", "sgd"], {}, "'sgd' is there twice"),
         (["sgd", "sam --max_steps 5"], {}, "--max_steps is set by the comparison itself"),
         (["sgd"], {"words": ["--seed=3"]}, "--seed=3 is set by the comparison itself"),
+        (["sgd"], {"words": ["--max-steps", "3"]}, "--max-steps is set by the comparison itself"),
+        (["sgd --num-train-epochs=7"], {}, "--num-train-epochs=7 is set by the comparison itself"),
+        (["sgd"], {"words": ["settings.yaml"]}, "'settings.yaml': a comparison takes no file of settings"),
         (["sgd", "sam --model resnet18"], {}, "another model or data than 'sgd'"),
         (["sgd", "sam --label_noise 0.2"], {}, "another model or data than 'sgd'"),
         (["sgd", "sam --per_device_train_batch_size 3"], {}, "another batch than 'sgd'"),
@@ -161,6 +171,47 @@ def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
     plan.settle_lengths(run)  # type: ignore[arg-type]
     assert lengths == [200, 160]
     assert plan.methods[0].updates == 160
+
+
+def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[3])
+    made: list[tuple[float | None, int]] = []
+
+    def run(cells: list[Cell]) -> None:  # one whose switch never fires at first, and halfway at a higher rate
+        for cell in cells:
+            updates, rate = cell.method.updates or 0, cell.method.learning_rate
+            made.append((rate, updates))
+            pretend(plan, cell, *((updates, None) if rate is None else (updates + updates // 2, updates // 2)))
+
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert plan.methods[0].updates == 200
+    plan.methods[0] = plan.tuning_cell(plan.methods[0], 0.4, 0).method
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert made == [(None, 200), (0.4, 200), (0.4, 133)]
+    assert plan.methods[0].updates == 133
+    assert len(list((tmp_path / "c" / "pilots").rglob("run.json"))) == len(made)
+    # Pilots of another first seed are other runs.
+    other = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[4])
+    other.settle_lengths(run)  # type: ignore[arg-type]
+    assert len(made) == 4
+
+
+def test_a_run_that_diverged_is_a_result_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = comparison(tmp_path / "c", "sgd")
+    told: list[str] = []
+    cells = plan.cells()
+
+    def run_jobs(jobs: list[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
+        pretend(plan, cells[0])
+        edit_json(cells[0].folder / "run.json", lambda record: record.update(status="diverged"))
+        yield jobs[0], "max_skipped_updates=25: it is infinite"
+        pretend(plan, cells[1])
+        yield jobs[1], None
+
+    monkeypatch.setattr("rts_hf.comparison.run_jobs", run_jobs)
+    make_runs(plan, cells, tell=told.append)
+    assert told[0] == "[1/2] runs/sgd/seed-0: diverged: max_skipped_updates=25: it is infinite"
+    assert [plan.job(cell) for cell in cells] == [None, None]
 
 
 def test_runs_that_fail_are_told_after_the_others_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from rts_hf.comparison_tables import COLUMNS, interval, notes, spread, summarise, to_csv, to_markdown
+from rts_hf.comparison_tables import COLUMNS, difference, interval, notes, spread, summarise, to_csv, to_markdown
 
 SGD, OURS = [0.90, 0.92, 0.91, 0.95], [0.91, 0.94, 0.91, 0.96]
 
@@ -76,6 +76,45 @@ def test_notes_tell_what_qualifies_the_figures() -> None:
     assert "9 trials of 2 runs each" in told
     assert "an end of the grid for ours" in told
     assert "not tuned" in "\n".join(notes(comparison(ROWS)))
+
+
+def test_runs_that_diverged_are_counted_and_left_out() -> None:
+    broken = {"test_accuracy": None, "validation_accuracy": None, "seconds": 9000}
+    rows = [*ROWS[:7], row("ours", 3, 0.0, **broken), row("wild", 0, 0.0, **broken)]
+    sgd, ours, wild = summarise(rows, "sgd")
+    assert (ours["seeds"], ours["diverged"], ours["seconds"], sgd["diverged"]) == (3, 1, 1, 0)
+    assert ours["test_accuracy"][0] == pytest.approx(0.92)
+    assert ours["difference"][0] == pytest.approx(0.01)
+    assert (wild["seeds"], wild["diverged"], wild["difference"]) == (0, 1, None)
+    table = to_markdown(comparison(rows))
+    assert next(line for line in table.splitlines() if line.startswith("| wild")).count("| – |") >= 1
+    told = "Diverged, and left out of means and differences: 1 of 4 runs of ours, 1 of 1 run of wild."
+    assert f"- {told}" in table.splitlines()
+    assert "Diverged" not in to_markdown(comparison(ROWS))
+
+
+def test_a_slow_run_does_not_change_the_seconds() -> None:
+    rows = [row("sgd", seed, 0.9, seconds=seconds) for seed, seconds in enumerate((30, 31, 557))]
+    assert summarise(rows, "sgd")[0]["seconds"] == 31
+
+
+def test_headings_tell_what_was_done_to_the_data() -> None:
+    fewer, noise = {"fraction": 0.1, "images": 1290, "of": 12930}, {"fraction": 0.4, "flipped": 517, "of": 1293}
+    table = to_markdown(comparison(ROWS, train_fraction=fewer, label_noise=noise))
+    done = "1,290 of 12,930 training images, 40 % of the training labels wrong"
+    assert table.splitlines()[0] == f"# resnet18 on digits, {done}, equal gradient budgets"
+    assert to_markdown(comparison(ROWS)).startswith("# resnet18 on digits, equal gradient budgets\n")
+
+
+def test_unequal_numbers_of_evaluations_are_told() -> None:
+    told = "\n".join(notes(comparison(ROWS, evaluations={"sgd": 30, "ours": 20})))
+    assert "more updates bring more of these: sgd 30, ours 20." in told
+    assert "more of these" not in "\n".join(notes(comparison(ROWS, evaluations={"sgd": 30, "ours": 30})))
+
+
+def test_intervals_are_rounded_outwards() -> None:
+    assert difference([0.0078, 0.01, 0.000008, 0.015591]) == "+0.78 (+0.00 to +1.56)"
+    assert difference([-0.001, 0.01, -0.02, -0.00001]) == "-0.10 (-2.00 to +0.00)"
 
 
 def test_names_are_no_markup() -> None:

@@ -90,17 +90,19 @@ LAYOUT: dict[str, set[str]] = {
     "cli": {"config", "recipes"},
     "backends": {"cli", "runs"},
     "comparison": {
-        "backends", "budget", "cli", "config", "files", "recipes", "record", "resuming", "run_folder", "runs",
-        "switching", "unwrapping", "window",
+        "backends", "budget", "cli", "config", "files", "method", "record", "resuming", "run_folder", "runs",
+        "settings", "switching", "unwrapping", "window",
     },
-    "tuning": {"comparison", "run_folder"},
+    "method": {"recipes"},
+    "tuning": {"comparison", "method", "run_folder"},
     "comparison_tables": {"card_text"},
-    "comparison_figures": {"figures"},
+    "comparison_figures": {"comparison_tables", "figures"},
     "comparison_report": {"comparison_figures", "comparison_tables", "files", "hub", "run_folder"},
     "evidence": {
-        "card_text", "comparison_figures", "comparison_tables", "figures_of_runs", "files", "landscape",
-        "landscapes_of_runs", "pictures_of_runs", "run_folder",
+        "card_text", "comparison_figures", "comparison_tables", "evidence_records", "figures_of_runs", "files",
+        "landscape", "pictures_of_runs",
     },
+    "evidence_records": {"comparison_tables", "files", "landscapes_of_runs", "run_folder"},
     "benchmark": set(),
     "benchmark_optimizer": {"benchmark", "optimizer", "second_pass", "small_image"},
     "benchmark_training": {
@@ -119,7 +121,7 @@ LAYOUT: dict[str, set[str]] = {
         "benchmark", "benchmark_optimizer", "benchmark_processes", "benchmark_profile", "benchmark_scaling",
         "benchmark_training", "benchmark_variants", "comparison_tables", "files",
     },
-    "compare": {"backends", "comparison", "comparison_report", "tuning"},
+    "compare": {"backends", "comparison", "comparison_report", "method", "tuning"},
 }  # fmt: skip
 
 

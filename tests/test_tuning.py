@@ -59,6 +59,23 @@ def test_of_equally_accurate_ones_that_with_the_lower_loss(tmp_path: Path) -> No
     assert rate < 0.1  # the loss falls with it, so the grid grew downwards
 
 
+def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
+    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    run = pretending(lambda rate: rate, seen)
+
+    def diverging(cells: Sequence[Cell]) -> None:
+        run(cells)
+        for cell in cells:
+            if (cell.method.learning_rate or 0.0) > 0.25:
+                broken = {"status": "diverged", "metrics": dict.fromkeys(("train", "validation", "test"))}
+                edit_json(cell.folder / "run.json", lambda record: record.update(broken))  # noqa: B023
+
+    (found,) = search(plan, diverging, seeds=2, learning_rates=[0.1, 0.2, 0.3])
+    assert plan.methods[0].learning_rate == 0.2
+    last = found.table()[-1]
+    assert (last["learning_rate"], last["validation_accuracy"], last["validation_loss"]) == (0.3, 0.0, float("inf"))
+
+
 def test_seeds_of_the_comparison_choose_nothing(tmp_path: Path) -> None:
     plan = comparison(tmp_path / "c", "sgd", seeds=[7, 1000])
     with pytest.raises(ValueError, match="1000 is one that learning rates are chosen with"):
