@@ -12,7 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from rts_hf.evidence import LANDSCAPE, commands, keep, measure_landscapes, write_evidence
+from rts_hf.evidence import write_evidence
+from rts_hf.evidence_records import LANDSCAPE, commands, keep, measure_landscapes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,7 @@ def main() -> None:
             sys.argv = [str(ROOT / "scripts" / "compare.py"), *words]
             runpy.run_path(sys.argv[0], run_name="__main__")
             keep(Path(arguments.output_dir) / name, Path(arguments.records) / name)
-    if {"all", "landscape"} & set(arguments.rerun):
+    if {"all", "landscape", LANDSCAPE} & set(arguments.rerun):  # they are of that comparison's runs
         measure_landscapes(Path(arguments.output_dir) / LANDSCAPE, Path(arguments.records) / "landscape")
     for path in write_evidence(arguments.records, arguments.readme):
         print(path)
