@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,24 @@ def check_best_model(args: Any) -> None:
             f"save_strategy={saves!r} with eval_strategy={evaluates!r} would not save what was evaluated, as "
             "load_best_model_at_end needs it; give both alike, or load_best_model_at_end=False "
             "(--no_load_best_model_at_end)."
+        )
+
+
+def warn_of_a_single_image(args: Any, images: int) -> None:
+    """Warn where the last batch of every epoch is a single image.
+
+    Args:
+        args: Training arguments.
+        images: Of the training split.
+    """
+    batch = args.per_device_train_batch_size
+    if args.world_size == 1 and images > 1 < batch and images % batch == 1 and not args.dataloader_drop_last:
+        warnings.warn(
+            f"per_device_train_batch_size={batch} leaves a single one of the {images} training images for the last "
+            "batch of every epoch: a unit step goes as far on it as on a whole batch, and BatchNorm's statistics "
+            "follow it; set dataloader_drop_last, or another batch size.",
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rts_hf.checkpoints import checkpoint_architecture
+from rts_hf.checks import warn_of_a_single_image
 from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, introduction, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
@@ -250,6 +251,7 @@ def create_trainer(model: Any, data: DataBundle, training_args: RTSTrainingArgum
     Raises:
         ValueError: If ``report_to`` names something that is not installed.
     """
+    warn_of_a_single_image(training_args, len(data.train))
     own: list[Any] = list(callbacks)
     if training_args.early_stopping_patience is not None:
         own.append(EarlyStoppingCallback(training_args.early_stopping_patience))

@@ -1,10 +1,12 @@
 """Numbers outside their range, and arguments that would do nothing, are refused before any work."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 
 from rts_hf import RTSTrainingArguments
+from rts_hf.checks import warn_of_a_single_image
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,23 @@ def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
 )
 def test_accepted(tmp_path: Path, settings: dict) -> None:
     RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "warned"),
+    [
+        (129, {}, True),
+        (128, {}, False),
+        (130, {}, False),
+        (1, {}, False),
+        (129, {"dataloader_drop_last": True}, False),
+        (5, {"per_device_train_batch_size": 1}, False),
+        (5, {"per_device_train_batch_size": 4}, True),
+    ],
+)
+def test_a_last_batch_of_one_image_is_warned_of(tmp_path: Path, images: int, settings: dict, warned: bool) -> None:
+    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_a_single_image(args, images)
+    assert [f"a single one of the {images} training images" in str(each.message) for each in told] == [True] * warned

@@ -82,7 +82,7 @@ LAYOUT: dict[str, set[str]] = {
     "console": {"faults", "models", "temperon_baseline", "unwrapping"},
     "output_folder": {"config", "resuming", "run_folder"},
     "runs": {
-        "checkpoints", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
+        "checkpoints", "checks", "config", "console", "data", "faults", "figures", "flow", "hub", "metrics", "models",
         "output_folder", "publishing", "recipes", "record", "resuming", "run_folder", "run_sharpness", "settings",
         "closure_trainer", "temperon_baseline", "trainer",
     },
