@@ -28,6 +28,7 @@ def compare(
     trials: str | Path | None = None,
     jobs: int = 1,
     backend: str = "local",
+    validation_only: bool = False,
     command: str = "",
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def compare(
         trials: The ``trials.csv`` of an earlier comparison, whose choices are taken in place of ``tune``.
         jobs: Runs at a time.
         backend: ``local``, or ``ray`` for a cluster.
+        validation_only: Leave the test split unread and compare on the validation split: to choose settings.
         command: What the report tells as the command of the comparison.
         tell: Gets one line as each run ends.
 
@@ -61,6 +63,7 @@ def compare(
     comparison = plan(
         opts, recipes=recipes, seeds=seeds, first_seed=first_seed, budget=budget, output_dir=output_dir, words=words,
         tune=tune, learning_rates=learning_rates, trials=trials, jobs=jobs, backend=backend,
+        validation_only=validation_only,
     )  # fmt: skip
     known = list[dict[str, Any]]()
     if trials is not None:
@@ -73,7 +76,7 @@ def compare(
     if tune:
         comparison.settle_lengths(blind)
     cells = comparison.cells()
-    make(cells)
+    (blind if validation_only else make)(cells)
     return write_report(
         comparison.folder,
         [(cell.method.label, cell.folder) for cell in cells],
@@ -84,6 +87,7 @@ def compare(
             "budget": budget,
             "gradient_evaluations": comparison.gradient_evaluations,
             "reference": reference(comparison),
+            "split": "validation" if validation_only else "test",
             "words": list(comparison.words),
             "train_fraction": comparison.train_fraction,
             "label_noise": comparison.label_noise,
@@ -107,6 +111,7 @@ def plan(
     trials: str | Path | None,
     jobs: int,
     backend: str,
+    validation_only: bool = False,
 ) -> Comparison:
     """Return a comparison whose arguments are legal, and whose methods have lengths where no pilot is needed."""
     for name, value, least in (
@@ -135,7 +140,10 @@ def plan(
     if trials is not None:
         methods, _ = read_trials(methods, trials)
     every_seed = range(first_seed, first_seed + seeds)
-    return Comparison(methods, seeds=every_seed, budget=budget, output_dir=output_dir, words=words, trials=trials)
+    return Comparison(
+        methods, seeds=every_seed, budget=budget, output_dir=output_dir, words=words, trials=trials,
+        validation_only=validation_only,
+    )  # fmt: skip
 
 
 def reference(comparison: Comparison) -> str:

@@ -58,6 +58,7 @@ class Comparison:
         output_dir: The folder.
         words: Options of the training command for all: data, model, batch.
         trials: The file of an earlier comparison that has chosen the methods' learning rates, if one has.
+        validation_only: Whether the test split is left unread.
 
     Raises:
         ValueError: For methods that are not legal or do not share data, model and batch, options that a comparison sets
@@ -73,6 +74,7 @@ class Comparison:
         output_dir: str | Path,
         words: Sequence[str] = (),
         trials: str | Path | None = None,
+        validation_only: bool = False,
     ) -> None:
         self.folder, self.words, self.seeds, self.budget = Path(output_dir), tuple(words), tuple(seeds), budget
         if not methods:
@@ -100,8 +102,12 @@ class Comparison:
                     "--per_device_train_batch_size for all."
                 )
         data = load_run_data(*parsed[0][:2])
-        if data.test is None:
-            raise ValueError(f"dataset={data.name!r} has no test split, so there is nothing to compare on.")
+        self.validation_only = validation_only
+        if data.test is None and not validation_only:
+            raise ValueError(
+                f"dataset={data.name!r} has no test split to compare on; validation_only compares on the validation "
+                "split."
+            )
         self.data_name, self.architecture = data.name, str(parsed[0][0].model)
         self.train_fraction, self.label_noise = data.train_fraction, data.label_noise
         whole = len(data.train) / parsed[0][2].train_batch_size
@@ -250,12 +256,15 @@ class Comparison:
 
     def _check_folder(self) -> None:
         """Refuse a folder that holds something else, and note what this one holds."""
-        plan = {"budget": self.budget, "words": list(self.words), "gradient_evaluations": self.gradient_evaluations}
+        plan = {
+            "budget": self.budget, "words": list(self.words), "gradient_evaluations": self.gradient_evaluations,
+            "validation_only": self.validation_only,
+        }  # fmt: skip
         path = self.folder / PLAN_NAME
         if path.is_file():
             known = read_json_object(path)
             for name, value in plan.items():
-                if known.get(name) != value:
+                if known.get(name, False) != value:
                     raise ValueError(
                         f"output_dir={str(self.folder)!r} holds another comparison ({name} {known.get(name)!r}, not "
                         f"{value!r}); name another folder."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rts_hf.comparison_tables import task
+from rts_hf.comparison_tables import split_of, task
 from rts_hf.figures import INK, STYLE, save_figure
 
 if TYPE_CHECKING:
@@ -55,16 +55,16 @@ def draw_comparison(
 
 
 def _draw_accuracy(axes: Axes, comparison: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    methods = comparison["methods"]
+    methods, split = comparison["methods"], split_of(comparison)
     for place, method in enumerate(methods):
         colour, mark = _look(place)
-        mean, _, low, high = method["test_accuracy"]
+        mean, _, low, high = method[f"{split}_accuracy"]
         if mean is None:  # all its runs diverged
             continue
         seen = [
-            100 * row["test_accuracy"]
+            100 * row[f"{split}_accuracy"]
             for row in rows
-            if row["method"] == method["method"] and row["test_accuracy"] is not None
+            if row["method"] == method["method"] and row[f"{split}_accuracy"] is not None
         ]
         axes.plot(seen, np.full(len(seen), place + 0.18), "|", color=colour, alpha=0.7, markersize=8)
         if low is not None:
@@ -75,7 +75,7 @@ def _draw_accuracy(axes: Axes, comparison: Mapping[str, Any], rows: Sequence[Map
             axes.axvline(100 * mean, color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(methods)), [textwrap.fill(method["method"], 30) for method in methods])
     axes.set_ylim(len(methods) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy (%)")
+    axes.set_xlabel(f"{split} accuracy (%)")
     axes.grid(axis="y", visible=False)
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rts_hf.comparison_figures import draw_comparison
-from rts_hf.comparison_tables import FORMAT, notes, run_row, summarise, table_rows, task, to_csv, to_markdown
+from rts_hf.comparison_tables import FORMAT, notes, run_row, split_of, summarise, table_rows, task, to_csv, to_markdown
 from rts_hf.files import write_text
 from rts_hf.hub import write_card
 from rts_hf.run_folder import COMPARISON_NAME, read_log, read_record
 
 TEMPLATE = Path(__file__).with_name("comparison_page.html.jinja")
 CAPTIONS = {
-    "accuracy": "Test accuracy by method: mean with its 95 % interval, and below it a tick for every run",
+    "accuracy": "{split} accuracy by method: mean with its 95 % interval, and below it a tick for every run",
     "histories": "Validation accuracy along the gradients spent: mean and range over seeds",
 }
 
@@ -37,7 +37,7 @@ def write_report(
         folder: The comparison's folder.
         runs: Method and folder of each complete run.
         facts: ``command``, ``model``, ``data``, ``train_fraction``, ``label_noise``, ``words``, ``budget``,
-            ``gradient_evaluations``, ``reference`` and ``tuning`` of the comparison.
+            ``gradient_evaluations``, ``reference``, ``tuning`` and ``split`` of the comparison.
         trials: What was tried to choose learning rates, one row a trial.
     """
     target = Path(folder)
@@ -52,7 +52,7 @@ def write_report(
         ]
         curves.setdefault(method, []).append(points)
     evaluations = {method: max(map(len, points)) for method, points in curves.items()}
-    summary = summarise(rows, facts["reference"])
+    summary = summarise(rows, facts["reference"], split_of(facts))
     comparison = {"format": FORMAT, **facts, "evaluations": evaluations, "methods": summary}
     write_text(target / "results.csv", to_csv(rows))
     if trials:
@@ -74,9 +74,13 @@ def _page(
 ) -> str:
     from jinja2 import Environment
 
-    rows = table_rows(comparison["methods"], comparison["reference"])
+    rows = table_rows(comparison)
+    split = split_of(comparison)
     figures = [
-        {"caption": caption, "data": base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()}
+        {
+            "caption": caption.format(split=split.capitalize()),
+            "data": base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode(),
+        }
         for name, caption in CAPTIONS.items()
     ]
     template = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE.read_text(encoding="utf-8"))

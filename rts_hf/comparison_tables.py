@@ -76,35 +76,36 @@ def run_row(record: Mapping[str, Any], method: str, folder: str) -> dict[str, An
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], reference: str) -> list[dict[str, Any]]:
+def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "test") -> list[dict[str, Any]]:
     """Return one row a method, in the order they first come in, over its runs that did not diverge.
 
     Args:
         rows: Those of :func:`run_row`.
         reference: The method that the others are compared with in pairs: two runs of the same seed.
+        split: Whose accuracy counts: ``test``, or ``validation`` where the test split was left unread.
 
     Returns:
         For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates``,
-        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``test_accuracy`` (an
-        :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
+        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``<split>_accuracy``
+        (an :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
         reference; None for the reference itself).
     """
     by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
         by_method.setdefault(row["method"], {})[row["seed"]] = row
+    key = f"{split}_accuracy"
     whole = {
-        name: {seed: run for seed, run in runs.items() if run["test_accuracy"] is not None}
-        for name, runs in by_method.items()
+        name: {seed: run for seed, run in runs.items() if run[key] is not None} for name, runs in by_method.items()
     }
     base = whole.get(reference, {})
     summary = []
     for name, all_runs in by_method.items():
         runs = whole[name]
         common = sorted(set(runs) & set(base))
-        pairs = [runs[seed]["test_accuracy"] - base[seed]["test_accuracy"] for seed in common]
+        pairs = [runs[seed][key] - base[seed][key] for seed in common]
         sharpness = [run["sharpness"] for run in runs.values() if run["sharpness"] is not None]
         first = next(iter((runs or all_runs).values()))
-        accuracies = [run["test_accuracy"] for run in runs.values()]
+        accuracies = [run[key] for run in runs.values()]
         summary.append(
             {
                 "method": name,
@@ -115,7 +116,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str) -> list[dict[st
                 "gradient_evaluations": fmean(run["gradient_evaluations"] for run in (runs or all_runs).values()),
                 "seconds": median(run["seconds"] for run in (runs or all_runs).values()),
                 "sharpness": fmean(sharpness) if sharpness else None,
-                "test_accuracy": list(interval(accuracies)) if accuracies else [None] * 4,
+                key: list(interval(accuracies)) if accuracies else [None] * 4,
                 "difference": list(interval(pairs)) if pairs and name != reference else None,
             }
         )
@@ -157,31 +158,34 @@ def count_in(text: str) -> int | float:
     return int(text) if text.isdecimal() else float(text)
 
 
-def table_rows(
-    summary: Sequence[Mapping[str, Any]], reference: str, shown: Callable[[str], str] = str
-) -> list[dict[str, str]]:
-    """Return the table of a summary, each cell as text by its heading.
+def table_rows(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> list[dict[str, str]]:
+    """Return the table of a comparison, each cell as text by its heading.
 
     Args:
-        summary: What :func:`summarise` returned.
-        reference: As there.
+        comparison: What ``comparison.json`` holds.
         shown: Makes a name safe for where the table is shown.
     """
+    split, reference = split_of(comparison), comparison["reference"]
     return [
         {
             "method": shown(row["method"]),
             "learning rate": number(row["learning_rate"]),
             "seeds": number(row["seeds"]),
-            "test accuracy, %": spread(row["test_accuracy"]),
-            "95 % interval": bounds(row["test_accuracy"]),
+            f"{split} accuracy, %": spread(row[f"{split}_accuracy"]),
+            "95 % interval": bounds(row[f"{split}_accuracy"]),
             f"points over {shown(reference)}": difference(row["difference"]),
             "gradient evaluations": f"{row['gradient_evaluations']:,.0f}",
             "updates": number(row["updates"]),
             "seconds": f"{row['seconds']:.0f}",
             "sharpness": number(row["sharpness"]),
         }
-        for row in summary
+        for row in comparison["methods"]
     ]
+
+
+def split_of(comparison: Mapping[str, Any]) -> str:
+    """Return the split that a comparison is made on: test, or validation where the test split was left unread."""
+    return str(comparison.get("split", "test"))
 
 
 def to_markdown(comparison: Mapping[str, Any]) -> str:
@@ -219,7 +223,7 @@ def section(comparison: Mapping[str, Any]) -> str:
     """
     if comparison.get("format") != FORMAT:
         raise ValueError(f"comparison.json has format {comparison.get('format')!r}; this version reads {FORMAT}.")
-    rows = table_rows(comparison["methods"], comparison["reference"], shown=text)
+    rows = table_rows(comparison, shown=text)
     lines = [f"| {' | '.join(rows[0])} |", f"| --- |{' ---: |' * (len(rows[0]) - 1)}"]
     lines += [f"| {' | '.join(row.values())} |" for row in rows]
     return "\n".join([*lines, "", *[f"- {note}" for note in notes(comparison, shown=text)]])
@@ -239,7 +243,10 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
         "perturbed update two. Learning rate and α schedules span each method's own number of updates.",
         f"Mean ± standard deviation over seeds. Intervals are Student's, at 95 %; those of the difference to "
         f"{reference} are of pairs of runs with the same seed, and not corrected for the number of methods.",
-        "The test split was read once a run, at its end.",
+        "The test split was read once a run, at its end."
+        if split_of(comparison) == "test"
+        else "Accuracies are those on the validation split, which also chose each run's weights, so they flatter; the "
+        "test split was not read.",
     ]
     tuning = comparison.get("tuning")
     if tuning:

@@ -48,6 +48,10 @@ def main() -> None:
         "--trials", metavar="FILE", help="Take the learning rates that an earlier comparison chose: its trials.csv."
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="Runs at a time (default: 1).")
+    parser.add_argument(
+        "--validation_only", action="store_true",
+        help="Leave the test split unread and compare on validation: to choose settings.",
+    )  # fmt: skip
     parser.add_argument("--backend", choices=["local", "ray"], default="local", help="Where runs are made.")
     parser.add_argument(
         "--print_commands", action="store_true", help="Only print the commands of the runs, for any scheduler."
@@ -67,6 +71,8 @@ def main() -> None:
 def print_commands(settings: dict) -> None:
     if settings["tune"]:
         sys.exit("error: --print_commands cannot choose learning rates; give --opts 'NAME --learning_rate LR' instead.")
+    if settings["validation_only"]:
+        sys.exit("error: --print_commands: the training command reads the test split; leave --validation_only out.")
     comparison = plan(settings.pop("opts"), **settings)
     for method in comparison.methods:
         if method.updates is None:

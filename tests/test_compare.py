@@ -134,7 +134,8 @@ def test_commands_for_any_scheduler(
     # One that was cut off goes on: from its checkpoint, or else over what it left.
     words_of_run = shlex.split(lines[1])
     run = Path(words_of_run[words_of_run.index("--output_dir") + 1])
-    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[3:], "--save_strategy", "steps", "--save_steps", "1"])
+    every = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[3:], *every])
     runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
     capsys.readouterr()
     command = lines[1].split(" --output_dir ")[0]
@@ -156,6 +157,38 @@ def test_commands_for_any_scheduler(
         runpy.run_path(str(SCRIPT), run_name="__main__")
     with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
         run_script(monkeypatch, *words, "--print_commands", "--tune", "1")
+
+
+def test_settings_can_be_chosen_without_the_test_split(
+    tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    words = ["--seeds", "2", "--budget", "1", "--output_dir", str(folder)]
+    run_script(monkeypatch, *words, "--validation_only")
+    assert len(made) == 4
+    assert not any(job.measure_test for job in made)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    records = [read_record(folder / row["folder"]) for row in rows]
+    assert [record["metrics"]["test"] for record in records] == [None] * 4
+    assert [float(row["validation_accuracy"]) for row in rows] == [
+        record["metrics"]["validation"]["accuracy"] for record in records
+    ]
+    assert {row["test_accuracy"] for row in rows} == {""}
+    table = (folder / "table.md").read_text()
+    assert "| validation accuracy, % |" in table
+    assert "the test split was not read" in table
+    assert "Diverged" not in table
+    mean = 50 * sum(float(row["validation_accuracy"]) for row in rows if row["method"] == "sgd")
+    assert f"| {mean:.2f} ± " in next(line for line in table.splitlines() if line.startswith("| sgd"))
+    assert "Validation accuracy by method" in (folder / "report.html").read_text()
+    card = (folder / rows[1]["folder"] / "README.md").read_text()
+    assert "| validation accuracy, % |" in card
+    # Runs that left it unread are none of a comparison on it.
+    with pytest.raises(SystemExit, match=r"holds another comparison \(validation_only True, not False\)"):
+        run_script(monkeypatch, *words)
+    with pytest.raises(SystemExit, match="the training command reads the test split; leave --validation_only out"):
+        run_script(monkeypatch, *words, "--validation_only", "--print_commands")
 
 
 @pytest.mark.parametrize(
