@@ -53,6 +53,18 @@ BENCHMARKS = (
 )
 
 
+# Settings of the method that its defaults can be held against, on validation accuracy alone
+STUDY = (
+    "sgd", "rts_pugd", "rts_pugd --switch_at 0", "rts_pugd --switch_at 0.25", "rts_pugd --switch_at 0.75",
+    "rts_pugd --switch_at 0.9", "rts_pugd --switch gradient_variance",
+    "rts_pugd --switch generalization_gap --switch_base_epochs 5 --switch_every 5", "rts_pugd --radius_beta_max 1",
+    "rts_pugd --radius_beta_max 4", "rts_pugd --radius sine_heating --radius_beta_max 2",
+    "rts_pugd --scale sine_heating", "rts_pugd --scale constant --scale_beta_max 0", "rts_pugd --perturb_every 2",
+)  # fmt: skip
+# Its budgets, and the learning rate of each: what validation chose for the method there
+STUDIES = {f"study-{budget}": (budget, rate) for budget, rate in ((30, 0.4), (100, 0.1))}
+
+
 class Evidence(NamedTuple):
     """A comparison that was kept.
 
@@ -93,13 +105,19 @@ def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tup
 
     Args:
         output_dir: Folder of their folders.
-        seeds: Of each method.
+        seeds: Of each method; the study has three of its own.
         jobs: Runs at a time.
     """
     for name, benchmark, budget, is_tuned in names():
         own = ["--opts", *METHODS, "--seeds", str(seeds), "--budget", str(budget), *(TUNING if is_tuned else ())]
         where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
         yield name, [*own, *where, *benchmark.words, "--channels_last", "--draw_figures", "false"]
+    (noisy,) = (benchmark for benchmark in BENCHMARKS if benchmark.name == AT_DEFAULT)
+    for name, (budget, rate) in STUDIES.items():
+        own = ["--opts", *STUDY, "--seeds", "3", "--first_seed", "2000", "--budget", str(budget), "--validation_only"]
+        where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
+        common = ["--learning_rate", str(rate), "--channels_last", "--draw_figures", "false"]
+        yield name, [*own, *where, *noisy.words, *common]
 
 
 def keep(comparison_dir: str | Path, target: str | Path) -> None:
@@ -218,6 +236,22 @@ def read_evidence(folder: str | Path) -> list[Evidence]:
     ]
     if not found:
         raise ValueError(f"folder {str(folder)!r} holds no records; scripts/evidence.py --rerun makes them.")
+    return found
+
+
+def read_study(folder: str | Path) -> dict[int, dict[str, Any]]:
+    """Return what ``comparison.json`` holds of the studies that are kept in a folder, by their budgets.
+
+    Args:
+        folder: Folder of the records.
+    """
+    kept = {budget: Path(folder) / name for name, (budget, _) in STUDIES.items()}
+    found = {}
+    for budget, records in kept.items():
+        if records.is_dir():
+            facts = read_json_object(records / COMPARISON_NAME)
+            summary = summarise(read_rows(records / "results.csv"), facts["reference"], "validation")
+            found[budget] = {**facts, "format": FORMAT, "methods": summary}
     return found
 
 

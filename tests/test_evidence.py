@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from scipy.stats import ttest_rel
 from rts_hf.comparison_report import write_report
 from rts_hf.comparison_tables import run_row
 from rts_hf.evidence import BEGIN, END, markdown, write_evidence
-from rts_hf.evidence_records import keep, read_evidence
+from rts_hf.evidence_records import STUDIES, STUDY, keep, read_evidence, read_study
 from rts_hf.run_folder import read_log, read_record
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,8 @@ def test_the_readme_is_what_the_records_say() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.search(f"{re.escape(BEGIN)}(.*){re.escape(END)}", text, re.DOTALL)
     assert shown is not None
-    assert shown[1] == markdown(read_evidence(ROOT / "model_cards" / "evidence"))
+    records = ROOT / "model_cards" / "evidence"
+    assert shown[1] == markdown(read_evidence(records), read_study(records))
 
 
 def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
@@ -123,3 +125,38 @@ def test_a_loss_is_told_as_one(tmp_path: Path) -> None:
     keep(write_comparison(tmp_path / "one", {"sgd": [0.9], "rts_pugd": [0.8]}), tmp_path / "one-seed" / "digits-30")
     assert "There is no interval on `digits` at 30 (" in markdown(read_evidence(tmp_path / "one-seed"))
     assert "better than" not in text
+
+
+def test_a_study_is_shown_by_its_validation_accuracy(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    keep(write_comparison(tmp_path / "c", {"sgd": [0.9], "rts_pugd": [0.9]}), records / "digits-30")
+    before = markdown(read_evidence(records), read_study(records))
+    assert "its defaults" not in before
+    runs = {"sgd": [0.1, 0.2], "rts_pugd": [0.3, 0.4], "rts_pugd --switch_at 0.9": [0.5, 0.6]}
+    study = write_comparison(tmp_path / "study", runs, split="validation")
+    for row in csv.DictReader((study / "results.csv").open()):  # as such runs are: with the test split unread
+        edit_json(study / row["folder"] / "run.json", lambda record: record["metrics"].update(test=None))
+    accuracies = {"sgd": [0.6, 0.8], "rts_pugd": [0.9, 0.9], "rts_pugd --switch_at 0.9": [0.8, 0.9]}
+    for method, values in accuracies.items():
+        for seed, value in enumerate(values):
+            edit_json(
+                study / "runs" / method / f"seed-{seed}" / "run.json",
+                lambda record: record["metrics"]["validation"].update(accuracy=value),  # noqa: B023
+            )
+    folders = [(m, study / "runs" / m / f"seed-{s}") for m in accuracies for s in range(2)]
+    write_report(study, folders, {**FACTS, "split": "validation"})
+    keep(study, records / "study-30")
+    lines = markdown(read_evidence(records), read_study(records)).splitlines()
+    table = lines[lines.index("| setting | 30 passes |") :]
+    assert table[2:5] == [
+        "| sgd | 70.00 ± 14.14 |",
+        "| rts_pugd, its defaults | 90.00 ± 0.00 |",
+        "| `--switch_at 0.9` | 85.00 ± 7.07 |",
+    ]
+    assert "validation accuracy" in (study / "table.md").read_text()
+
+
+def test_a_study_holds_the_defaults_against_other_settings() -> None:
+    assert STUDY[:2] == ("sgd", "rts_pugd")
+    assert all(setting.startswith("rts_pugd --") for setting in STUDY[2:])
+    assert [budget for budget, _ in STUDIES.values()] == [30, 100]

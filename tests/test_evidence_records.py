@@ -15,9 +15,11 @@ from runs_for_tests import SMALL, settings
 from test_evidence import FACTS, ROOT, readme, write_comparison
 
 from rts_hf import ModelArguments, train
+from rts_hf.cli import parse_arguments
 from rts_hf.comparison_report import write_report
 from rts_hf.evidence import write_evidence
-from rts_hf.evidence_records import BENCHMARKS, METHODS, commands, keep, measure_landscapes, read_evidence
+from rts_hf.evidence_records import BENCHMARKS, METHODS, STUDIES, commands, keep, measure_landscapes, read_evidence
+from rts_hf.method import parse_method
 from rts_hf.run_folder import read_log
 
 
@@ -44,7 +46,13 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
     made = dict(commands(str(tmp_path), seeds=2, jobs=1))
     tuned = [f"{each.name}-{budget}" for each in BENCHMARKS for budget in each.budgets]
     assert [name for name, words in made.items() if "--tune" in words] == tuned
-    assert set(made) - set(tuned) == {"digits_noise-30-default", "digits_noise-100-default"}
+    at_default = {"digits_noise-30-default", "digits_noise-100-default"}
+    assert set(made) - set(tuned) == at_default | set(STUDIES)
+    assert {name for name, words in made.items() if "--validation_only" in words} == set(STUDIES)
+    for words in made.values():  # all of them can be made
+        arguments = words[words.index("--opts") + 1 :]
+        for text in arguments[: next(place for place, word in enumerate(arguments) if word == "--seeds")]:
+            parse_arguments([*parse_method(text).words, "--use_cpu", "--output_dir", str(tmp_path / "run")])
     called: list[dict[str, Any]] = []
     monkeypatch.setattr("rts_hf.compare.compare", lambda opts, **settings: called.append({"opts": opts, **settings}))
     write_comparison(tmp_path / "digits_noise-100", {"sgd": [0.9, 0.8], "rts_pugd": [0.9, 0.8]})
