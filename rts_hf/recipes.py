@@ -94,6 +94,22 @@ def _fine_tuning(
     return Recipe(name, purpose, MappingProxyType(settings), figures, caveats=(_WEIGHTS, *_PROTOCOL, *caveats))
 
 
+def _own(name: str, purpose: str, epochs: float, rate: float, measured: tuple[float, float], **changes: Any) -> Recipe:
+    """Return a recipe for the method's row of a comparison of the evidence: mean accuracy, half its interval."""
+    settings = {
+        "dataset": "digits",
+        "model": "resnet_micro_small",
+        "channels_last": True,
+        "num_train_epochs": epochs,
+        "learning_rate": rate,
+        **_DEFAULTS,
+        **changes,
+    }
+    accuracy, interval = measured
+    figures = Measured(accuracy, seeds=tuple(range(10)), interval=interval)
+    return Recipe(name, purpose, MappingProxyType(settings), measured=figures, caveats=(_EVIDENCE, _SMALL))
+
+
 def _radius(strategy: str, low: float, high: float) -> dict[str, Any]:
     return {"radius": strategy, "radius_beta_min": low, "radius_beta_max": high}
 
@@ -101,6 +117,23 @@ def _radius(strategy: str, low: float, high: float) -> dict[str, Any]:
 def _scale(strategy: str, low: float, high: float) -> dict[str, Any]:
     return {"scale": strategy, "scale_beta_min": low, "scale_beta_max": high}
 
+
+# ---- This project's own ----
+
+_DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 64,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "lr_scheduler_type": "cosine",
+    "opt": "rts_pugd",
+    "base": "sgd",
+    **_radius("cosine_annealing", 0.0, 2.0),
+    **_scale("cosine_annealing", 0.0, 1.0),
+    "switch": "fixed",
+    "switch_at": "0.5",
+}
+_EVIDENCE = "A row of README's evidence: the mean of ten runs; the learning rate was chosen on the validation split."
+_SMALL = "A small model on small images: a setting that does well here need not do so elsewhere."
 
 _RECIPES = (
     Recipe(
@@ -112,16 +145,7 @@ _RECIPES = (
                 "model": "resnet_micro_small",
                 "num_train_epochs": 30,
                 "learning_rate": 0.1,
-                "per_device_train_batch_size": 64,
-                "momentum": 0.9,
-                "weight_decay": 5e-4,
-                "lr_scheduler_type": "cosine",
-                "opt": "rts_pugd",
-                "base": "sgd",
-                **_radius("cosine_annealing", 0.0, 2.0),
-                **_scale("cosine_annealing", 0.0, 1.0),
-                "switch": "fixed",
-                "switch_at": "0.5",
+                **_DEFAULTS,
             }
         ),
         measured=Measured(0.9889, seeds=(42,)),
@@ -229,6 +253,16 @@ _RECIPES = (
         (200, 0.7942, 0.7938, 0.7926),
         **_radius("inverse_cosine_heating", 2.0, 3.0),
     ),
+    _own("digits_short", "30 passes over the images", 20, 0.4, (0.9967, 0.0023)),
+    _own(
+        "digits_noise_short",
+        "30 passes, 40 % of the labels wrong",
+        20,
+        0.4,
+        (0.9661, 0.0038),
+        label_noise=0.4,
+        channels_last=False,
+    ),
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _RECIPES})
 
@@ -284,7 +318,7 @@ def recipes_table(width: int | None = None) -> str:
         width: Characters a line, at least 80; None for the terminal's.
     """
     width = max(80, width or shutil.get_terminal_size((100, 24)).columns)
-    row = "{:24}{:9}{:22}{:>6}  {:17}{}"
+    row = "{:24}{:14}{:22}{:>6}  {:17}{}"
     lines = [row.format("recipe", "data", "model", "epochs", "recorded", "measured"), ""]
     numbers: dict[str, int] = {}
     for recipe in RECIPES.values():
@@ -293,9 +327,9 @@ def recipes_table(width: int | None = None) -> str:
             recipe.name,
             settings["dataset"],
             settings["model"],
-            settings["num_train_epochs"],
+            f"{settings['num_train_epochs']:g}",
             "–" if recorded is None else f"{recorded.best:.4f} / {recorded.final:.4f}",
-            "–" if measured is None else f"{measured.accuracy:.4f}",
+            "–" if measured is None else _measured(measured),
         )
         marks = sorted(numbers.setdefault(caveat, len(numbers) + 1) for caveat in recipe.caveats)
         words = f"{recipe.purpose}, learning rate {settings['learning_rate']:g}: {recipe.in_words()} {marks}"
@@ -304,3 +338,7 @@ def recipes_table(width: int | None = None) -> str:
     for caveat, number in numbers.items():
         lines += textwrap.wrap(f"[{number}] {caveat}", width, subsequent_indent="    ")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _measured(found: Measured) -> str:
+    return f"{found.accuracy:.4f}" + ("" if found.interval is None else f" ± {found.interval:.4f}")

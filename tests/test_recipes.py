@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shlex
 import warnings
@@ -12,10 +13,14 @@ from typing import Any
 import pytest
 import torch
 from datasets_for_tests import write_preset
+from timm.optim import create_optimizer_v2
 
 from rts_hf import RECIPES, DataArguments, ModelArguments, RTSTrainingArguments, recipe_arguments, train
 from rts_hf.cli import parse_arguments
+from rts_hf.evidence_records import Evidence, read_evidence
 from rts_hf.models import build_model
+from rts_hf.optimizer_names import TWO_PASS_FIELDS
+from rts_hf.recipe import Measured
 from rts_hf.recipes import find_recipe, recipes_table
 from rts_hf.record import command_line, describe_recipe
 from rts_hf.runs import create_trainer, load_run_data
@@ -23,6 +28,7 @@ from rts_hf.settings import settings_of
 from rts_hf.switching import SWITCHES
 
 ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "model_cards" / "evidence"
 RECORDED = [name for name, recipe in RECIPES.items() if recipe.recorded is not None]
 # From the authors' published run records: of each method the rows with the best accuracies, of plain PUGD all.
 with (Path(__file__).parent / "recorded_rows.csv").open(encoding="utf-8") as file:
@@ -39,6 +45,7 @@ def data_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "cache").mkdir()
     return {
         "digits": "digits",
+        "photo_patches": "photo_patches",
         "cache": str(folder / "cache"),
         **{name: str(write_preset(folder / name, name, per_class=2)) for name in names},
     }
@@ -137,6 +144,31 @@ def test_digits_is_the_default_run_whose_card_is_here() -> None:
     assert (settings["base"], settings["learning_rate"]) == (optimizer["base"], optimizer["learning_rate"])
     assert (settings["switch"], float(settings["switch_at"])) == ("fixed", optimizer["switch"]["settings"]["at"])
     assert settings["num_train_epochs"] == record["epochs"]
+
+
+def of_a_run(arguments: Any) -> tuple[Any, ...]:
+    """What decides a run, but for its length, which a recipe says in epochs and a comparison in updates."""
+    model, data, training = arguments
+    said_by_the_optimizer = {*TWO_PASS_FIELDS} | {"base", "max_steps", "num_train_epochs", "draw_figures", "recipe"}
+    told = {name: value for name, value in settings_of(training).items() if name not in said_by_the_optimizer}
+    optimizer: Any = create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **training.optimizer_arguments())
+    group = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    return model, data, told, optimizer.settings(), group
+
+
+@pytest.mark.parametrize("found", [each for each in read_evidence(EVIDENCE) if each.comparison["tuning"]])
+def test_what_the_evidence_measured_is_a_recipe(found: Evidence, tmp_path: Path) -> None:
+    recipe = RECIPES[f"{found.benchmark.name}_{'short' if found.budget == found.benchmark.budgets[0] else 'long'}"]
+    (row,) = [row for row in found.comparison["methods"] if row["method"] == "rts_pugd"]
+    mean, _, low, _ = row["test_accuracy"]
+    assert recipe.measured == Measured(round(mean, 4), seeds=tuple(range(row["seeds"])), interval=round(mean - low, 4))
+    words = ["--opt", "rts_pugd", *found.comparison["words"], "--learning_rate", str(row["learning_rate"])]
+    words += ["--max_steps", str(row["updates"]), "--output_dir", str(tmp_path)]
+    by_recipe = parse_arguments(["--recipe", recipe.name, "--output_dir", str(tmp_path)])
+    made = parse_arguments(words)
+    assert of_a_run(by_recipe) == of_a_run(made)
+    batches = found.comparison["gradient_evaluations"] / found.budget
+    assert math.ceil(by_recipe[2].num_train_epochs * batches) == row["updates"]
 
 
 def test_the_readmes_table_is_that_of_the_recipes() -> None:
