@@ -178,14 +178,18 @@ def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
 
 def _devices_told(found: Sequence[Evidence]) -> list[str]:
     """Return in sentences which runs were made elsewhere than on a CPU; older records do not say, and were not."""
-    elsewhere = dict[tuple[str, str], list[str]]()
+    elsewhere = dict[tuple[str, str, str], list[str]]()
     for each in found:
         for kind, devices in each.comparison.get("devices", {}).items():
             for name in devices:
                 if name != "cpu":
-                    elsewhere.setdefault((kind, name), []).append(each.told)
-    runs = {"runs": "Runs", "tuning": "Runs that only chose learning rates"}
-    told = [f"{runs[kind]} of {', '.join(where)} were made on an {name}." for (kind, name), where in elsewhere.items()]
+                    share = "Some runs" if len(devices) > 1 else "Runs"
+                    elsewhere.setdefault((share, kind, name), []).append(each.told)
+    what = {"runs": "", "tuning": " that only chose learning rates"}
+    told = [
+        f"{share}{what[kind]} of {', '.join(where)} were made on an {name}."
+        for (share, kind, name), where in elsewhere.items()
+    ]
     return [f"{' '.join(told)} All others were made on a CPU.", ""] if told else []
 
 
