@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import threading
@@ -53,7 +54,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int = 1, backend: str = "local") -
         jobs: What to run; all of them are, also after one has failed.
         at_once: Processes on this machine, or tasks of the cluster, at a time; at least 1.
         backend: One of :data:`BACKENDS`. For ``ray``, the current folder and the jobs' lie where all machines of the
-            cluster see them; GPUs are shared out evenly, at most one a job.
+            cluster see them; each job gets a GPU, or an even share of one.
 
     Raises:
         ValueError: If Ray is asked for and not installed.
@@ -94,9 +95,9 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
     # A task whose resources name no GPU sees them all, and shares them with every other.
-    gpus = ray.cluster_resources().get("GPU", 0)
-    share = {"num_gpus": min(1.0, gpus / at_once)} if gpus else {}
-    remote: Any = ray.remote(max_retries=0, **share)(_run_in)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    options: dict[str, Any] = {"max_retries": 0, **({"num_gpus": gpu_share(gpus, at_once)} if gpus else {})}
+    remote: Any = ray.remote(**options)(_run_in)
     waiting = list(jobs)
     running: dict[Any, Job] = {}
     while waiting or running:
@@ -111,6 +112,19 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
             yield job, _told(getattr(error, "cause", None) or error)
         else:
             yield job, None
+
+
+def gpu_share(gpus: int, at_once: int) -> float:
+    """Return the share of one GPU that each of some tasks may take, so that all of them run at a time.
+
+    >>> gpu_share(1, 2), gpu_share(2, 3), gpu_share(4, 2)
+    (0.5, 0.5, 1.0)
+
+    Args:
+        gpus: Of the cluster, at least 1.
+        at_once: Tasks.
+    """
+    return 1 / math.ceil(at_once / gpus)
 
 
 def _run_in(folder: str, job: Job) -> None:

@@ -120,12 +120,14 @@ def warn_of_a_single_image(args: Any, images: int) -> None:
         args: Training arguments.
         images: Of the training split.
     """
-    batch = args.per_device_train_batch_size
+    batch = args.train_batch_size
     if args.world_size == 1 and images > 1 < batch and images % batch == 1 and not args.dataloader_drop_last:
+        alone = math.ceil(images / batch) % args.gradient_accumulation_steps == 1 % args.gradient_accumulation_steps
+        step = "a unit step goes as far on it as on a whole batch, and " if alone else ""
         warnings.warn(
-            f"per_device_train_batch_size={batch} leaves a single one of the {images} training images for the last "
-            "batch of every epoch: a unit step goes as far on it as on a whole batch, and BatchNorm's statistics "
-            "follow it; set dataloader_drop_last, or another batch size.",
+            f"per_device_train_batch_size={args.per_device_train_batch_size} leaves a single one of the {images} "
+            f"training images for the last batch of every epoch: {step}BatchNorm's statistics follow it; set "
+            "dataloader_drop_last, or another batch size.",
             UserWarning,
             stacklevel=2,
         )

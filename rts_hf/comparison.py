@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from rts_hf.backends import Job, check_backend_is_there, run_jobs
 from rts_hf.budget import updates_for_share, updates_within
+from rts_hf.checks import warn_of_a_single_image
 from rts_hf.cli import parse_arguments
 from rts_hf.config import RTSTrainingArguments
 from rts_hf.files import read_json_object, write_text
 from rts_hf.method import Method, option
 from rts_hf.record import command_line
-from rts_hf.resuming import last_checkpoint
+from rts_hf.resuming import FREE_SETTINGS, last_checkpoint
 from rts_hf.run_folder import COMPARISON_NAME, RECORD_NAME, read_record
 from rts_hf.runs import load_run_data
 from rts_hf.settings import settings_of, trajectory_settings
@@ -91,10 +92,12 @@ class Comparison:
         parsed = [parse_arguments(self._words(method)) for method in methods]
         for method, arguments in zip(methods, parsed, strict=True):
             for mine, first in zip(arguments[:2], parsed[0][:2], strict=True):
-                if mine != first:
+                now, then = vars(mine), vars(first)
+                if others := [name for name in now if now[name] != then[name]]:
+                    told = ", ".join(f"{name} {now[name]!r}, not {then[name]!r}" for name in others)
                     raise ValueError(
-                        f"{method.label!r} has another model or data than {methods[0].label!r}; give --model and "
-                        "--dataset for all."
+                        f"{method.label!r} has another model or data than {methods[0].label!r} ({told}); give "
+                        f"{', '.join(f'--{name}' for name in others)} for all."
                     )
             if _batch(arguments[2]) != _batch(parsed[0][2]):
                 raise ValueError(
@@ -110,6 +113,7 @@ class Comparison:
             )
         self.data_name, self.architecture = data.name, str(parsed[0][0].model)
         self.train_fraction, self.label_noise = data.train_fraction, data.label_noise
+        warn_of_a_single_image(parsed[0][2], len(data.train))
         whole = len(data.train) / parsed[0][2].train_batch_size
         batches = max(1, math.floor(whole) if parsed[0][2].dataloader_drop_last else math.ceil(whole))
         self.updates_an_epoch = math.ceil(batches / parsed[0][2].gradient_accumulation_steps)
@@ -146,6 +150,8 @@ class Comparison:
                 cell = Cell(pilot, self.seeds[0], where / f"updates-{updates}-seed-{self.seeds[0]}")
                 run([cell])
                 record = read_record(cell.folder)
+                if record["status"] == "diverged":  # it tells nothing of when the switch fires
+                    break
                 tried[updates] = record["gradient_evaluations"]
                 step = record["optimizer"]["switch"]["step"]
                 off = tried[updates] / self.gradient_evaluations - 1
@@ -154,7 +160,7 @@ class Comparison:
                 if abs(off) <= CLOSE_ENOUGH or longer in tried:
                     break
                 updates = longer
-            best = min(tried, key=lambda length: abs(tried[length] - self.gradient_evaluations))
+            best = min(tried, key=lambda length: abs(tried[length] - self.gradient_evaluations), default=updates)
             self.methods[place] = replace(method, updates=best)
 
     def cells(self) -> list[Cell]:
@@ -187,7 +193,7 @@ class Comparison:
             if record["command"] != self.command(cell):
                 raise ValueError(
                     f"{cell.folder} holds another run ({record['command']}, not {self.command(cell)}); take another "
-                    "output_dir."
+                    "output_dir, for instance if an earlier version settled another length."
                 )
             if record["status"] in ENDED:
                 return None
@@ -279,8 +285,8 @@ class Comparison:
 def _what_trains(words: Sequence[str]) -> tuple[Any, ...]:
     """Return what common options say of the runs' outcome."""
     model, data, training = parse_arguments([*words, "--output_dir", "."])
-    shown = ("draw_figures", "measure_sharpness")
-    trained = {name: value for name, value in trajectory_settings(training).items() if name not in shown}
+    free = FREE_SETTINGS - {"early_stopping_patience", "max_skipped_updates", "save_strategy", "save_steps"}
+    trained = {name: value for name, value in trajectory_settings(training).items() if name not in free}
     return settings_of(model), settings_of(data), trained
 
 

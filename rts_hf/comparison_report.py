@@ -45,6 +45,8 @@ def write_report(
     rows = [run_row(records[path], method, path.relative_to(target).as_posix()) for method, path in runs]
     curves: dict[str, list[list[tuple[int, float]]]] = {}
     for method, path in runs:
+        if records[path]["status"] == "diverged":
+            continue
         points = [
             (entry["gradient_evaluations"], entry["eval_accuracy"])
             for entry in read_log(path)

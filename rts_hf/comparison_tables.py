@@ -261,6 +261,17 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
             found.append(f"The best learning rate lay at an end of the grid for {', '.join(ends)}.")
     else:
         found.append("Learning rates were not tuned: each is the training command's default, or as given.")
+    return [*found, *cautions(comparison, shown)]
+
+
+def cautions(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> list[str]:
+    """Return in sentences where the methods of a comparison were not alike: diverged runs, evaluations, budgets.
+
+    Args:
+        comparison: What ``comparison.json`` holds.
+        shown: As for :func:`table_rows`.
+    """
+    found = []
     broken = [
         f"{row['diverged']} of {counted(row['seeds'] + row['diverged'], 'run')} of {shown(row['method'])}"
         for row in comparison["methods"]
@@ -278,7 +289,7 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
     off = [
         shown(row["method"])
         for row in comparison["methods"]
-        if abs(row["gradient_evaluations"] / comparison["gradient_evaluations"] - 1) > 0.02
+        if row["seeds"] and abs(row["gradient_evaluations"] / comparison["gradient_evaluations"] - 1) > 0.02
     ]
     if off:
         found.append(f"More than 2 % off the budget: {', '.join(off)}.")

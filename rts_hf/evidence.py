@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rts_hf.card_text import counted
 from rts_hf.comparison_figures import COLOURS, MARKS, draw_comparison
-from rts_hf.comparison_tables import CONFIDENCE, difference, holm, outwards, spread, summarise, to_markdown
+from rts_hf.comparison_tables import CONFIDENCE, cautions, difference, holm, outwards, spread, summarise, to_markdown
 from rts_hf.evidence_records import (
     DEFAULT_RATE,
     METHODS,
@@ -107,7 +107,8 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         for name in shown:
             value = spread(present[name]["test_accuracy"]) if name in present else "–"
             is_best = name in present and present[name]["test_accuracy"][0] == highest
-            cells.append(f"**{value}**" if is_best else value)
+            lost = present[name]["diverged"] if name in present else 0
+            cells.append((f"**{value}**" if is_best else value) + (f" ({lost} diverged)" if lost else ""))
         seeds = sorted({row["seeds"] for row in present.values()})
         told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         rates = "chosen" if each.comparison["tuning"] else f"{DEFAULT_RATE} for all"
@@ -167,13 +168,22 @@ def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
         told = f"`{name.removeprefix(OWN).strip()}`" if name.startswith(f"{OWN} ") else name
         lines.append(f"| {f'{OWN}, its defaults' if name == OWN else told} | {' | '.join(cells)} |")
     rates = ", ".join(f"{STUDIES[f'study-{budget}'][1]} at {budget}" for budget in studies)
+    most = max(row["seeds"] for study in studies.values() for row in study["methods"])
+    qualified = [f"At {budget} passes: {told}" for budget, study in studies.items() for told in cautions(study, _code)]
     return [
         "What other settings of the method do, in validation accuracy, with 40 % of the training labels wrong and at",
-        f"equal gradients (three runs each with seeds of their own; learning rate {rates}; the test split not read):",
+        f"equal gradients ({counted(most, 'run')} each with seeds of their own; learning rate {rates}). The test split",
+        "was not read; the validation split chose each run's weights too, so these figures flatter.",
         "",
         *lines,
         "",
+        *[f"- {told}" for told in qualified],
+        *([""] if qualified else []),
     ]
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
 
 
 def _devices_told(found: Sequence[Evidence]) -> list[str]:
@@ -203,19 +213,24 @@ def verdict(found: Sequence[Evidence]) -> str:
 
     An interval that is shown with an end at 0.00 decides nothing.
     """
-    better, worse, open_, single = list[str](), list[str](), list[str](), list[str]()
+    better, worse, edge, open_, single = list[str](), list[str](), list[str](), list[str](), list[str]()
     chances = dict[str, float]()
     for each in found:
         ends = paired(each, "sgd") or [None] * 4
         low, high = outwards(ends[2], ends[3])
-        decided = better if low is not None and low > 0 else worse if high is not None and high < 0 else open_
-        group = single if low is None else decided
+        if low is None or high is None:
+            group = single
+        elif low > 0 or high < 0:
+            group = better if low > 0 else worse
+        else:
+            group = edge if 0 in (low, high) else open_
         group.append(each.told)
         if each.comparison["tuning"] and (chance := two_sided(each, "sgd")) is not None:
             chances[each.told] = chance
     sentences = {
         f"{OWN} is better than SGD, with an interval that excludes zero, on": better,
         f"{OWN} is worse than SGD, with an interval that excludes zero, on": worse,
+        "The interval of its difference to SGD ends at 0.00, which decides nothing, on": edge,
         "The interval of its difference to SGD holds zero on": open_,
         "There is no interval on": single,
     }

@@ -157,6 +157,7 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
             "validation_accuracy": round(entry["eval_accuracy"], 5),
         }
         for row in _read(source / "results.csv")
+        if read_record(source / row["folder"])["status"] != "diverged"
         for entry in read_log(source / row["folder"])
         if entry.get("eval_accuracy") is not None
     ]

@@ -24,6 +24,10 @@ class TrainingFault(RuntimeError):
     """Training cannot go on: too many updates in a row had to be skipped."""
 
 
+class NotANumber(ValueError):
+    """A model's outputs are NaN: its training diverged, or its input was bad."""
+
+
 class FaultCounter:
     """Counts what went wrong, by kind, and stops a run that skips too many updates in a row.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rts_hf.faults import NotANumber
+
 if TYPE_CHECKING:
     import evaluate
     from numpy.typing import ArrayLike
@@ -295,7 +297,7 @@ def _checked_scores(values: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} have shape {scores.shape} and so are empty; at least one example is needed.")
     bad_rows = np.flatnonzero(np.isnan(scores).any(axis=1))
     if bad_rows.size:
-        raise ValueError(
+        raise NotANumber(
             f"{name} are not a number (NaN) in {bad_rows.size} of {len(scores)} rows, first in row {bad_rows[0]}; "
             "the model has diverged or the input was bad: lower the learning rate or check the images."
         )

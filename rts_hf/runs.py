@@ -30,7 +30,7 @@ from rts_hf.checks import warn_of_a_single_image
 from rts_hf.config import DEFAULT_MODEL, DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.console import ConsoleCallback, introduction, quiet_progress_bars, summary
 from rts_hf.data import DataBundle, collate, load_data
-from rts_hf.faults import TrainingFault
+from rts_hf.faults import NotANumber, TrainingFault
 from rts_hf.figures import draw_run_figures, remove_run_figures
 from rts_hf.flow import StopOnSigterm
 from rts_hf.hub import write_card
@@ -57,6 +57,7 @@ from rts_hf.trainer import RTSTrainer
 logger = logging.getLogger(__name__)
 
 _MEASURED = ("loss", "accuracy", "f1_macro", "top5_accuracy")
+_DIVERGENCE = (TrainingFault, NotANumber)
 
 
 @quiet_progress_bars()
@@ -165,7 +166,9 @@ def train(
     except (Exception, KeyboardInterrupt) as error:
         if ready.has_come:
             with contextlib.suppress(OSError):  # a full disk must not hide what came before it
-                status = "diverged" if isinstance(error, TrainingFault) else "stopped"
+                if isinstance(error, _DIVERGENCE):
+                    trainer.save_state()  # how it came to that
+                status = "diverged" if isinstance(error, _DIVERGENCE) else "stopped"
                 record(status, remark=f"Stopped after update {trainer.state.global_step}: {error or 'interrupted'}")
         raise
     finally:
@@ -182,7 +185,12 @@ def train(
 
     test = data.test if measure_test else None
     splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": test}
-    measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+    try:
+        measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+    except NotANumber as error:  # of a run without evaluations: whatever its last weights are, they are what it kept
+        trainer.save_state()
+        record("diverged", remark=f"Stopped after update {trainer.state.global_step}: {error}")
+        raise
     metrics = {name: found and found[0] for name, found in measured.items()}
     classes = {name: found[1] for name, found in measured.items() if found and name != "train"}
     if trainer.is_world_process_zero():

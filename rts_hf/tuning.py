@@ -40,9 +40,13 @@ class Search:
 
     @property
     def best(self) -> float:
-        """The learning rate with the highest accuracy; of equal ones that with the lower loss."""
+        """The learning rate with the highest accuracy; of equal ones that with the lower loss, then the lower one."""
         trials = self.study.get_trials(deepcopy=False)
-        return max(trials, key=lambda trial: (trial.value, -trial.user_attrs["loss"])).params[_PARAMETER]
+
+        def rank(trial: Any) -> tuple[float, float, float]:
+            return trial.value, -trial.user_attrs["loss"], -trial.params[_PARAMETER]
+
+        return max(trials, key=rank).params[_PARAMETER]
 
     @property
     def at_an_end(self) -> bool:

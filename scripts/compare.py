@@ -54,7 +54,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--backend", choices=["local", "ray"], default="local", help="Where runs are made.")
     parser.add_argument(
-        "--print_commands", action="store_true", help="Only print the commands of the runs, for any scheduler."
+        "--print_commands",
+        action="store_true",
+        help="Only print the commands of the runs that are missing, for any scheduler; those begun last.",
     )
     arguments, words = parser.parse_known_args()
     settings = vars(arguments)
@@ -77,11 +79,16 @@ def print_commands(settings: dict) -> None:
     for method in comparison.methods:
         if method.updates is None:
             sys.exit(f"error: --print_commands: only pilot runs tell how long {method.label!r} may be; leave it out.")
+    new, begun = list[str](), list[str]()
     for cell in comparison.cells():
         job = comparison.job(cell)
         if job is not None:
-            going_on = shlex.join(job.words[job.words.index("--output_dir") :])
-            print(f"{comparison.command(cell)} {going_on}")
+            where = job.words[job.words.index("--output_dir") :]
+            (begun if len(where) > 2 else new).append(f"{comparison.command(cell)} {shlex.join(where)}")
+    if begun:
+        begun.insert(0, "# begun, to go on with if no longer running:")
+    for line in (*new, *begun):
+        print(line)
 
 
 if __name__ == "__main__":

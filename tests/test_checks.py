@@ -87,3 +87,12 @@ def test_a_last_batch_of_one_image_is_warned_of(tmp_path: Path, images: int, set
         warnings.simplefilter("always")
         warn_of_a_single_image(args, images)
     assert [f"a single one of the {images} training images" in str(each.message) for each in told] == [True] * warned
+
+
+@pytest.mark.parametrize(("images", "alone"), [(129, True), (65, False)])
+def test_an_image_in_a_window_with_others_takes_no_step_of_its_own(tmp_path: Path, images: int, alone: bool) -> None:
+    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=2)
+    with pytest.warns(UserWarning, match="a single one of") as told:
+        warn_of_a_single_image(args, images)
+    assert ("a unit step" in str(told[0].message)) is alone
+    assert "BatchNorm's statistics follow it" in str(told[0].message)

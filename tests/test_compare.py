@@ -17,6 +17,8 @@ from test_comparison import SMALL
 from rts_hf.backends import Job, run_job
 from rts_hf.cli import parse_arguments
 from rts_hf.compare import compare
+from rts_hf.evidence_records import keep
+from rts_hf.faults import TrainingFault
 from rts_hf.hub import render_card
 from rts_hf.run_folder import read_record
 from rts_hf.runs import train
@@ -141,11 +143,15 @@ def test_commands_for_any_scheduler(
     command = lines[1].split(" --output_dir ")[0]
     edit_json(run / "run.json", lambda record: record.update(status="training", command=command))
     run_script(monkeypatch, *words, "--print_commands")
-    assert capsys.readouterr().out.splitlines()[0] == f"{lines[1]} --resume_from_checkpoint last"
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[:2] == lines[2:]  # what nobody has begun yet
+    assert listed[2:] == [
+        "# begun, to go on with if no longer running:", f"{lines[1]} --resume_from_checkpoint last",
+    ]  # fmt: skip
     for checkpoint in run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     run_script(monkeypatch, *words, "--print_commands")
-    again = capsys.readouterr().out.splitlines()[0]
+    again = capsys.readouterr().out.splitlines()[-1]
     assert again == f"{lines[1]} --overwrite"
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(again)[3:]])
     runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
@@ -157,6 +163,49 @@ def test_commands_for_any_scheduler(
         runpy.run_path(str(SCRIPT), run_name="__main__")
     with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
         run_script(monkeypatch, *words, "--print_commands", "--tune", "1")
+
+
+def test_runs_that_diverge_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Job] = []
+
+    def run_jobs(wanted: Sequence[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
+        for job in wanted:
+            made.append(job)
+            try:
+                run_job(job)
+            except (TrainingFault, ValueError) as error:
+                yield job, str(error)
+            else:
+                yield job, None
+
+    monkeypatch.setattr("rts_hf.comparison.run_jobs", run_jobs)
+    # One is stopped by its gradients, the other by what it says of the validation images.
+    wild = ["sgd --learning_rate 1e30 --max_skipped_updates 2", "sgd --learning_rate 1e30"]
+    told: list[str] = []
+    folder = tmp_path / "comparison"
+    call: dict[str, Any] = {"seeds": 2, "budget": 2, "output_dir": folder, "words": WORDS, "tell": told.append}
+    found = compare(["sgd", *wild], **call)
+    assert [line.split(": ")[1] for line in told].count("diverged") == 4
+    assert "max_skipped_updates=2" in told[1]
+    assert "not a number (NaN)" in told[2]
+    summary = {row["method"]: row for row in found["methods"]}
+    assert [(summary[name]["seeds"], summary[name]["diverged"]) for name in ("sgd", *wild)] == [(2, 0), (0, 2), (0, 2)]
+    table = (folder / "table.md").read_text()
+    for name in wild:
+        assert f"2 of 2 runs of {name}" in table.replace("\\_", "_")
+        assert summary[name]["test_accuracy"] == [None] * 4
+    assert "off the budget" not in table
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["test_accuracy"] == "" for row in rows] == [row["method"] != "sgd" for row in rows]
+    card = (folder / rows[1]["folder"] / "README.md").read_text()
+    assert "max_skipped_updates=2" in card
+    keep(folder, tmp_path / "record")
+    with (tmp_path / "record" / "histories.csv").open() as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"sgd"}
+    before = len(made)
+    compare(["sgd", *wild], **call)
+    assert len(made) == before == 6
 
 
 def test_settings_can_be_chosen_without_the_test_split(
@@ -206,7 +255,16 @@ def test_settings_can_be_chosen_without_the_test_split(
         (OPTS, {"trials": "nothing.csv"}, "trials='nothing.csv' is not the trials.csv of a comparison"),
         (OPTS, {"backend": "slurm"}, "backend='slurm' is unknown"),
         ([], {}, "opts and recipes name nothing to compare"),
-        (OPTS, {"recipes": ["cifar10_pugd"]}, "'cifar10_pugd' has another model or data than 'sgd'; give --model"),
+        (
+            OPTS,
+            {"recipes": ["cifar10_pugd"]},
+            r"'cifar10_pugd' has another model or data than 'sgd' \(model 'resnet18', not .*\); give --model for all",
+        ),
+        (
+            OPTS,
+            {"recipes": ["digits_short"]},
+            r"than 'sgd' \(channels_last True, not False\); give --channels_last for all",
+        ),
         (OPTS, {"recipes": ["digit"]}, "recipe='digit' is unknown"),
         (OPTS, {"recipes": ["--recipe digits"]}, "must begin with a recipe's name"),
     ],

@@ -196,6 +196,23 @@ def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_pat
     assert len(made) == 4
 
 
+def test_a_pilot_that_diverged_settles_nothing(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40)
+    made: list[int] = []
+
+    def run(cells: list[Cell]) -> None:  # the second pilot diverges early, and says that no switch has fired
+        for cell in cells:
+            updates = cell.method.updates or 0
+            made.append(updates)
+            pretend(plan, cell, *((updates + updates // 2, updates // 2) if len(made) == 1 else (30, None)))
+            if len(made) > 1:
+                edit_json(cell.folder / "run.json", lambda record: record.update(status="diverged"))
+
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert made == [200, 133]
+    assert plan.methods[0].updates == 200
+
+
 def test_a_run_that_diverged_is_a_result_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = comparison(tmp_path / "c", "sgd")
     told: list[str] = []

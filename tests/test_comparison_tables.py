@@ -87,10 +87,21 @@ def test_runs_that_diverged_are_counted_and_left_out() -> None:
     assert ours["difference"][0] == pytest.approx(0.01)
     assert (wild["seeds"], wild["diverged"], wild["difference"]) == (0, 1, None)
     table = to_markdown(comparison(rows))
-    assert next(line for line in table.splitlines() if line.startswith("| wild")).count("| – |") >= 1
+    (line,) = (line for line in table.splitlines() if line.startswith("| wild"))
+    assert line.startswith("| wild | 1 | 0 | – | – | – |")  # accuracy, interval, difference
+    assert "off the budget" not in to_markdown(
+        comparison([*ROWS, row("wild", 0, 0.0, gradient_evaluations=9, **broken)])
+    )
     told = "Diverged, and left out of means and differences: 1 of 4 runs of ours, 1 of 1 run of wild."
     assert f"- {told}" in table.splitlines()
     assert "Diverged" not in to_markdown(comparison(ROWS))
+
+
+def test_a_reference_that_diverged_leaves_no_differences() -> None:
+    rows = [row("sgd", seed, 0.0, test_accuracy=None) for seed in range(4)] + ROWS[4:]
+    sgd, ours = summarise(rows, "sgd")
+    assert (sgd["diverged"], sgd["test_accuracy"], ours["difference"]) == (4, [None] * 4, None)
+    assert "Diverged, and left out of means and differences: 4 of 4 runs of sgd." in to_markdown(comparison(rows))
 
 
 def test_a_slow_run_does_not_change_the_seconds() -> None:

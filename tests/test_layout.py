@@ -20,7 +20,7 @@ LAYOUT: dict[str, set[str]] = {
     "window": {"second_pass"},
     "scaling": set(),
     "small_image": set(),
-    "metrics": set(),
+    "metrics": {"faults"},
     "timing": {"switching"},
     "compiling": set(),
     "parallelism": set(),
@@ -90,7 +90,7 @@ LAYOUT: dict[str, set[str]] = {
     "cli": {"config", "recipes"},
     "backends": {"cli", "runs"},
     "comparison": {
-        "backends", "budget", "cli", "config", "files", "method", "record", "resuming", "run_folder", "runs",
+        "backends", "budget", "checks", "cli", "config", "files", "method", "record", "resuming", "run_folder", "runs",
         "settings", "switching", "unwrapping", "window",
     },
     "method": {"recipes"},

@@ -76,6 +76,21 @@ def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
     assert (last["learning_rate"], last["validation_accuracy"], last["validation_loss"]) == (0.3, 0.0, float("inf"))
 
 
+def test_a_grid_that_diverges_throughout_grows_downwards(tmp_path: Path) -> None:
+    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    run = pretending(lambda rate: 0.0, seen)
+
+    def diverging(cells: Sequence[Cell]) -> None:
+        run(cells)
+        for cell in cells:
+            broken = {"status": "diverged", "metrics": dict.fromkeys(("train", "validation", "test"))}
+            edit_json(cell.folder / "run.json", lambda record: record.update(broken))  # noqa: B023
+
+    (found,) = search(plan, diverging, seeds=1, learning_rates=[0.4, 0.2])
+    assert found.rates == pytest.approx([0.0064, 0.02, 0.063, 0.2, 0.4], rel=0.05)
+    assert found.at_an_end
+
+
 def test_seeds_of_the_comparison_choose_nothing(tmp_path: Path) -> None:
     plan = comparison(tmp_path / "c", "sgd", seeds=[7, 1000])
     with pytest.raises(ValueError, match="1000 is one that learning rates are chosen with"):
