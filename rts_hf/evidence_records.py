@@ -57,7 +57,8 @@ BENCHMARKS = (
 STUDY = (
     "sgd", "rts_pugd", "rts_pugd --switch_at 0", "rts_pugd --switch_at 0.25", "rts_pugd --switch_at 0.75",
     "rts_pugd --switch_at 0.9", "rts_pugd --switch gradient_variance",
-    "rts_pugd --switch generalization_gap --switch_base_epochs 5 --switch_every 5", "rts_pugd --radius_beta_max 1",
+    "rts_pugd --switch gradient_variance --switch_gamma 0.5", "rts_pugd --switch generalization_gap",
+    "rts_pugd --switch generalization_gap --switch_mu 1.2", "rts_pugd --radius_beta_max 1",
     "rts_pugd --radius_beta_max 4", "rts_pugd --radius sine_heating --radius_beta_max 2",
     "rts_pugd --scale sine_heating", "rts_pugd --scale constant --scale_beta_max 0", "rts_pugd --perturb_every 2",
 )  # fmt: skip
