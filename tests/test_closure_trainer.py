@@ -14,8 +14,9 @@ from training_for_tests import Images, make_arguments, make_model, make_trainer,
 
 from rts_hf import ModelArguments, train
 from rts_hf.closure_trainer import ClosureTrainer
-from rts_hf.comparison import Comparison, parse_method
+from rts_hf.comparison import Comparison
 from rts_hf.hub import render_card
+from rts_hf.method import parse_method
 
 TAIL = {"tail_frac": 0.5, "rho": 0.2}
 
