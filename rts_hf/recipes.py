@@ -135,6 +135,8 @@ _DEFAULTS: dict[str, Any] = {
     "switch": "fixed",
     "switch_at": "0.5",
 }
+# Two updates an epoch: an evaluation after each would cost more than training
+_RARELY = {"eval_strategy": "steps", "eval_steps": 15, "save_strategy": "steps", "save_steps": 15}
 _EVIDENCE = "A row of README's evidence: the mean of ten runs; the learning rate was chosen on the validation split."
 _SMALL = "A small model on small images: a setting that does well here need not do so elsewhere."
 
@@ -267,6 +269,15 @@ _RECIPES = (
         channels_last=False,
     ),
     _own("digits_noise_long", "100 passes, 40 % of the labels wrong", 66.66, 0.1, (0.9675, 0.0036), label_noise=0.4),
+    _own(
+        "digits_few_short",
+        "200 passes over 128 training images",
+        133.5,
+        0.4,
+        (0.9611, 0.011),
+        train_fraction=0.099,
+        **_RARELY,
+    ),
     _own(
         "photo_patches_short",
         "15 passes over patches of photographs",
