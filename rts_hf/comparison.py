@@ -130,37 +130,37 @@ class Comparison:
         """Find, by runs of the first seed, how long a run may be whose switch waits for what only a run can tell.
 
         Such a run is made with the length that would fit if the switch fired where it did in the run before, until
-        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts. When the
-        switch fires depends on the learning rate, so a call after one was chosen settles the lengths for it.
+        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts. Those of
+        different methods are made side by side. When the switch fires depends on the learning rate, so a call after one
+        was chosen settles the lengths for it.
 
         Args:
             run: Makes the runs it is given.
         """
-        for place, method in enumerate(self.methods):
-            if method.label not in self._listening:
-                continue
-            updates, tried = method.updates or self.gradient_evaluations, dict[int, float]()
-            where = self.folder / "pilots" / method.folder
-            if method.learning_rate is not None:
-                where /= f"lr-{method.learning_rate:g}"
-            args = parse_arguments(self._words(method))[2]
-            cost = _cost(args, _optimizer(args))
-            for _ in range(PILOTS):
-                pilot = replace(method, updates=updates)
-                cell = Cell(pilot, self.seeds[0], where / f"updates-{updates}-seed-{self.seeds[0]}")
-                run([cell])
-                record = read_record(cell.folder)
+        tried: dict[int, dict[int, float]] = {
+            place: {} for place, method in enumerate(self.methods) if method.label in self._listening
+        }
+        wanted = {place: self.methods[place].updates or self.gradient_evaluations for place in tried}
+        for _ in range(PILOTS):
+            pilots = {place: self._pilot_cell(self.methods[place], updates) for place, updates in wanted.items()}
+            if not pilots:
+                break
+            run(list(pilots.values()))
+            for place, cell in pilots.items():
+                updates, record = wanted.pop(place), read_record(cell.folder)
                 if record["status"] == "diverged":  # it tells nothing of when the switch fires
-                    break
-                tried[updates] = record["gradient_evaluations"]
-                step = record["optimizer"]["switch"]["step"]
-                off = tried[updates] / self.gradient_evaluations - 1
-                share = 1.0 if step is None else step / updates
-                longer = updates_for_share(self.gradient_evaluations, share, **cost)
-                if abs(off) <= CLOSE_ENOUGH or longer in tried:
-                    break
-                updates = longer
-            best = min(tried, key=lambda length: abs(tried[length] - self.gradient_evaluations), default=updates)
+                    continue
+                tried[place][updates] = record["gradient_evaluations"]
+                longer = self._length_after(self.methods[place], updates, record)
+                if longer not in tried[place]:
+                    wanted[place] = longer
+        for place, found in tried.items():
+            method = self.methods[place]
+            best = min(
+                found,
+                key=lambda length: abs(found[length] - self.gradient_evaluations),
+                default=method.updates or self.gradient_evaluations,
+            )
             self.methods[place] = replace(method, updates=best)
 
     def cells(self) -> list[Cell]:
@@ -205,6 +205,22 @@ class Comparison:
         return float(parse_arguments(self._words(method))[2].learning_rate or 0.0)
 
     # ---- Behind it ----
+
+    def _pilot_cell(self, method: Method, updates: int) -> Cell:
+        folder = self.folder / "pilots" / method.folder
+        if method.learning_rate is not None:
+            folder /= f"lr-{method.learning_rate:g}"
+        pilot = replace(method, updates=updates)
+        return Cell(pilot, self.seeds[0], folder / f"updates-{updates}-seed-{self.seeds[0]}")
+
+    def _length_after(self, method: Method, updates: int, record: dict[str, Any]) -> int:
+        """Return the length that would meet the budget if the switch fired where it did in a run, or the run's own."""
+        if abs(record["gradient_evaluations"] / self.gradient_evaluations - 1) <= CLOSE_ENOUGH:
+            return updates
+        args = parse_arguments(self._words(method))[2]
+        step = record["optimizer"]["switch"]["step"]
+        share = 1.0 if step is None else step / updates
+        return updates_for_share(self.gradient_evaluations, share, **_cost(args, _optimizer(args)))
 
     def _words(self, method: Method) -> list[str]:
         return [*self.words, *method.words, "--output_dir", str(self.folder / "runs" / method.folder)]

@@ -158,6 +158,23 @@ def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: P
     assert plan.methods[1].updates == 133  # 199 of 200 gradient evaluations
 
 
+def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None:
+    variance, gap = "rts_pugd --switch gradient_variance", "rts_pugd --switch generalization_gap"
+    plan = comparison(tmp_path / "c", variance, "sgd", gap, budget=40)
+    rounds: list[list[tuple[str, int]]] = []
+
+    def run(cells: list[Cell]) -> None:  # the one fires at once; the other after half, and at the second try late
+        rounds.append([(cell.method.label, cell.method.updates or 0) for cell in cells])
+        for cell in cells:
+            updates = cell.method.updates or 0
+            late = 0 if cell.method.label == variance else updates // 2 if updates == 200 else updates
+            pretend(plan, cell, 2 * updates - late, late)
+
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert rounds == [[(variance, 200), (gap, 200)], [(variance, 100), (gap, 133)]]
+    assert [method.updates for method in plan.methods] == [100, 200, 133]
+
+
 def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
     plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance --perturb_fraction 0.5", budget=40)
     lengths = []
