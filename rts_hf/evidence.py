@@ -138,7 +138,10 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         "",
         standing(found),
         "",
-        *_devices_told(found),
+        *_devices_told(
+            {each.told: each.comparison for each in found}
+            | {f"the settings' table at {budget}": study for budget, study in (studies or {}).items()}
+        ),
         *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else []),
         "| | the paper's claim | the authors' records, at equal epochs | measured here, at equal gradients |",
         "| --- | --- | --- | --- |",
@@ -169,11 +172,17 @@ def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
         lines.append(f"| {f'{OWN}, its defaults' if name == OWN else told} | {' | '.join(cells)} |")
     rates = ", ".join(f"{STUDIES[f'study-{budget}'][1]} at {budget}" for budget in studies)
     most = max(row["seeds"] for study in studies.values() for row in study["methods"])
-    qualified = [f"At {budget} passes: {told}" for budget, study in studies.items() for told in cautions(study, _code)]
+    # How many evaluations each setting chose its weights from stands in the tables beside the records.
+    qualified = [
+        f"At {budget} passes: {told}"
+        for budget, study in studies.items()
+        for told in cautions({**study, "evaluations": None}, _code)
+    ]
     return [
         "What other settings of the method do, in validation accuracy, with 40 % of the training labels wrong and at",
         f"equal gradients ({counted(most, 'run')} each with seeds of their own; learning rate {rates}). The test split",
-        "was not read; the validation split chose each run's weights too, so these figures flatter.",
+        "was not read; the validation split chose each run's weights too, so these figures flatter, and most those",
+        "with many updates, which have more evaluations to choose from (as many as `table.md` beside the records says).",
         "",
         *lines,
         "",
@@ -186,21 +195,21 @@ def _code(name: str) -> str:
     return f"`{name}`"
 
 
-def _devices_told(found: Sequence[Evidence]) -> list[str]:
+def _devices_told(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return in sentences which runs were made elsewhere than on a CPU; older records do not say, and were not."""
     elsewhere = dict[tuple[str, str, str], list[str]]()
-    for each in found:
-        for kind, devices in each.comparison.get("devices", {}).items():
+    for told, comparison in comparisons.items():
+        for kind, devices in comparison.get("devices", {}).items():
             for name in devices:
                 if name != "cpu":
                     share = "Some runs" if len(devices) > 1 else "Runs"
-                    elsewhere.setdefault((share, kind, name), []).append(each.told)
+                    elsewhere.setdefault((share, kind, name), []).append(told)
     what = {"runs": "", "tuning": " that only chose learning rates"}
-    told = [
+    sentences = [
         f"{share}{what[kind]} of {', '.join(where)} were made on an {name}."
         for (share, kind, name), where in elsewhere.items()
     ]
-    return [f"{' '.join(told)} All others were made on a CPU.", ""] if told else []
+    return [f"{' '.join(sentences)} All others were made on a CPU.", ""] if sentences else []
 
 
 def paired(each: Evidence, other: str) -> list[float | None] | None:
