@@ -61,6 +61,8 @@ STUDY = (
     "rts_pugd --switch generalization_gap --switch_mu 1.2", "rts_pugd --radius_beta_max 1",
     "rts_pugd --radius_beta_max 4", "rts_pugd --radius sine_heating --radius_beta_max 2",
     "rts_pugd --scale sine_heating", "rts_pugd --scale constant --scale_beta_max 0", "rts_pugd --perturb_every 2",
+    # with a switch at half of the updates, the learning rate anneals anew from there on
+    "rts_pugd --lr_scheduler_type cosine_with_restarts --lr_scheduler_kwargs '{\"num_cycles\": 2}'",
 )  # fmt: skip
 # Its budgets, and the learning rate of each: what validation chose for the method there
 STUDIES = {f"study-{budget}": (budget, rate) for budget, rate in ((30, 0.4), (100, 0.1))}

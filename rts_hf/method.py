@@ -14,7 +14,7 @@ class Method:
     """One optimizer, or recipe, with its settings.
 
     Args:
-        label: What tables call it.
+        label: What tables call it, as a command line would have it.
         words: Its options of the training command.
         learning_rate: Peak learning rate; None until it is known.
         updates: Of a run within the budget; None until it is known.
@@ -36,6 +36,8 @@ def parse_method(text: str) -> Method:
 
     >>> parse_method("rts_pugd --switch_at 0.9").words
     ('--opt', 'rts_pugd', '--switch_at', '0.9')
+    >>> parse_method("sgd  --opt_args '{}'").label
+    "sgd --opt_args '{}'"
 
     Raises:
         ValueError: If the text does not begin with a name.
@@ -43,7 +45,7 @@ def parse_method(text: str) -> Method:
     words = shlex.split(text)
     if not words or words[0].startswith("-"):
         raise ValueError(f"opts: {text!r} must begin with an optimizer's name, as in 'rts_pugd --switch_at 0.9'.")
-    return Method(" ".join(words), ("--opt", *words))
+    return Method(shlex.join(words), ("--opt", *words))
 
 
 def parse_recipe(text: str) -> Method:
@@ -59,7 +61,7 @@ def parse_recipe(text: str) -> Method:
     if not words or words[0].startswith("-"):
         raise ValueError(f"recipes: {text!r} must begin with a recipe's name; --list_recipes of train.py has them all.")
     find_recipe(words[0])
-    return Method(" ".join(words), ("--recipe", *words))
+    return Method(shlex.join(words), ("--recipe", *words))
 
 
 def option(word: str) -> str | None:

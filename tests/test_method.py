@@ -7,7 +7,8 @@ from rts_hf.method import option, parse_method, parse_recipe
 
 def test_a_method_is_an_optimizer_with_its_options() -> None:
     method = parse_method("rts_pugd  --switch_at 0.9 --opt_args '{\"nesterov\": false}'")
-    assert method.label == 'rts_pugd --switch_at 0.9 --opt_args {"nesterov": false}'
+    assert method.label == "rts_pugd --switch_at 0.9 --opt_args '{\"nesterov\": false}'"
+    assert parse_method(method.label) == method
     assert method.words[:4] == ("--opt", "rts_pugd", "--switch_at", "0.9")
     assert method.folder == "rts_pugd_--switch_at_0.9_--opt_args_nesterov_false"
     assert (method.learning_rate, method.updates) == (None, None)
