@@ -310,6 +310,10 @@ def _parts(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
         yield lists
         return
     size = _CACHED if _is_long_on_cpu(lists[0]) else _LONG
+    if sum(map(Tensor.numel, lists[0])) <= size:
+        if lists[0]:
+            yield lists
+        return
     part: tuple[list[Tensor], ...] = tuple([] for _ in lists)
     held = 0
     for tensors in zip(*lists, strict=True):
