@@ -71,7 +71,7 @@ def compare(
         check_seeds(comparison, max(row["runs"] for row in known))
     make = functools.partial(make_runs, comparison, at_once=jobs, backend=backend, tell=tell)
     blind = functools.partial(make, measure_test=False)
-    comparison.settle_lengths(blind)
+    comparison.settle_lengths(blind, every_seed=not tune)
     searches = search(comparison, blind, seeds=tune, learning_rates=learning_rates) if tune else []
     if tune:
         comparison.settle_lengths(blind)

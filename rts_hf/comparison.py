@@ -120,53 +120,71 @@ class Comparison:
         self.gradient_evaluations = max(1, round(budget * self.updates_an_epoch))
         self.methods = [self._with_length(method, args[2]) for method, args in zip(methods, parsed, strict=True)]
         self._listening = {method.label for method in self.methods if method.updates is None}
+        self._lengths: dict[tuple[str, int], int] = {}  # of a listening method's runs, by label and seed
         if trials is not None:
             self._check_task(trials)
         self._check_folder()
 
     # ---- What is made ----
 
-    def settle_lengths(self, run: Callable[[Sequence[Cell]], None]) -> None:
-        """Find, by runs of the first seed, how long a run may be whose switch waits for what only a run can tell.
+    def settle_lengths(self, run: Callable[[Sequence[Cell]], None], *, every_seed: bool = True) -> None:
+        """Find, by pilot runs, how long a run may be whose switch waits for what only a run can tell.
 
-        Such a run is made with the length that would fit if the switch fired where it did in the run before, until
-        the budget is met within 2 %, or after five runs, whichever comes first; the closest one counts. Those of
-        different methods are made side by side. When the switch fires depends on the learning rate, so a call after one
-        was chosen settles the lengths for it.
+        A pilot is made with the length that would fit if the switch fired where it did in the one before, until the
+        budget is met within 2 %, or after five pilots, whichever comes first; the closest one counts. The first seed's
+        comes first, and the others' begin with its length. When the switch fires depends on the learning rate, so a
+        call after one was chosen settles the lengths for it.
 
         Args:
-            run: Makes the runs it is given.
+            run: Makes the runs it is given; those of all methods and seeds side by side.
+            every_seed: Whether each seed's length is settled, and not the first's only, which then counts for all.
         """
-        tried: dict[int, dict[int, float]] = {
-            place: {} for place, method in enumerate(self.methods) if method.label in self._listening
+        for seeds in (self.seeds[:1], self.seeds[1:] if every_seed else ()):
+            self._settle(run, seeds)
+
+    def _settle(self, run: Callable[[Sequence[Cell]], None], seeds: Sequence[int]) -> None:
+        tried: dict[tuple[int, int], dict[int, float]] = {
+            (place, seed): {}
+            for place, method in enumerate(self.methods)
+            for seed in seeds
+            if method.label in self._listening
         }
-        wanted = {place: self.methods[place].updates or self.gradient_evaluations for place in tried}
+        wanted = {pair: self.methods[pair[0]].updates or self.gradient_evaluations for pair in tried}
         for _ in range(PILOTS):
-            pilots = {place: self._pilot_cell(self.methods[place], updates) for place, updates in wanted.items()}
+            pilots = {
+                (place, seed): self._pilot_cell(self.methods[place], seed, updates)
+                for (place, seed), updates in wanted.items()
+            }
             if not pilots:
                 break
             run(list(pilots.values()))
-            for place, cell in pilots.items():
-                updates, record = wanted.pop(place), read_record(cell.folder)
+            for pair, cell in pilots.items():
+                updates, record = wanted.pop(pair), read_record(cell.folder)
                 if record["status"] == "diverged":  # it tells nothing of when the switch fires
                     continue
-                tried[place][updates] = record["gradient_evaluations"]
-                longer = self._length_after(self.methods[place], updates, record)
-                if longer not in tried[place]:
-                    wanted[place] = longer
-        for place, found in tried.items():
+                tried[pair][updates] = record["gradient_evaluations"]
+                longer = self._length_after(cell.method, updates, record)
+                if longer not in tried[pair]:
+                    wanted[pair] = longer
+        for (place, seed), found in tried.items():
             method = self.methods[place]
             best = min(
                 found,
                 key=lambda length: abs(found[length] - self.gradient_evaluations),
                 default=method.updates or self.gradient_evaluations,
             )
-            self.methods[place] = replace(method, updates=best)
+            self._lengths[method.label, seed] = best
+            if seed == self.seeds[0]:
+                self.methods[place] = replace(method, updates=best)
 
     def cells(self) -> list[Cell]:
         """Return the runs of the comparison itself, seed by seed, so that an early stop leaves whole pairs."""
         return [
-            Cell(method, seed, self.folder / "runs" / method.folder / f"seed-{seed}")
+            Cell(
+                replace(method, updates=self._lengths.get((method.label, seed), method.updates)),
+                seed,
+                self.folder / "runs" / method.folder / f"seed-{seed}",
+            )
             for seed in self.seeds
             for method in self.methods
         ]
@@ -206,12 +224,12 @@ class Comparison:
 
     # ---- Behind it ----
 
-    def _pilot_cell(self, method: Method, updates: int) -> Cell:
+    def _pilot_cell(self, method: Method, seed: int, updates: int) -> Cell:
         folder = self.folder / "pilots" / method.folder
         if method.learning_rate is not None:
             folder /= f"lr-{method.learning_rate:g}"
         pilot = replace(method, updates=updates)
-        return Cell(pilot, self.seeds[0], folder / f"updates-{updates}-seed-{self.seeds[0]}")
+        return Cell(pilot, seed, folder / f"updates-{updates}-seed-{seed}")
 
     def _length_after(self, method: Method, updates: int, record: dict[str, Any]) -> int:
         """Return the length that would meet the budget if the switch fired where it did in a run, or the run's own."""

@@ -85,9 +85,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
         split: Whose accuracy counts: ``test``, or ``validation`` where the test split was left unread.
 
     Returns:
-        For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates``,
-        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``<split>_accuracy``
-        (an :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
+        For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates`` (median),
+        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``<split>_accuracy`` (an
+        :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
         reference; None for the reference itself).
     """
     by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
@@ -112,7 +112,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
                 "learning_rate": first["learning_rate"],
                 "seeds": len(runs),
                 "diverged": len(all_runs) - len(runs),
-                "updates": first["updates"],
+                "updates": round(median(run["updates"] for run in (runs or all_runs).values())),
                 "gradient_evaluations": fmean(run["gradient_evaluations"] for run in (runs or all_runs).values()),
                 "seconds": median(run["seconds"] for run in (runs or all_runs).values()),
                 "sharpness": fmean(sharpness) if sharpness else None,

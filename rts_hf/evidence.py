@@ -182,7 +182,7 @@ def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
         "What other settings of the method do, in validation accuracy, with 40 % of the training labels wrong and at",
         f"equal gradients ({counted(most, 'run')} each with seeds of their own; learning rate {rates}). The test split",
         "was not read; the validation split chose each run's weights too, so these figures flatter, and most those",
-        "with many updates, which have more evaluations to choose from (as many as `table.md` beside the records says).",
+        "with many updates, which have more evaluations to choose from (`table.md` beside the records tells how many).",
         "",
         *lines,
         "",

@@ -143,7 +143,7 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
 
 
 def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40)
+    plan = comparison(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
@@ -160,7 +160,7 @@ def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: P
 
 def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None:
     variance, gap = "rts_pugd --switch gradient_variance", "rts_pugd --switch generalization_gap"
-    plan = comparison(tmp_path / "c", variance, "sgd", gap, budget=40)
+    plan = comparison(tmp_path / "c", variance, "sgd", gap, budget=40, seeds=[0])
     rounds: list[list[tuple[str, int]]] = []
 
     def run(cells: list[Cell]) -> None:  # the one fires at once; the other after half, and at the second try late
@@ -175,8 +175,32 @@ def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None
     assert [method.updates for method in plan.methods] == [100, 200, 133]
 
 
+def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> None:
+    method = "rts_pugd --switch gradient_variance"
+    plan = comparison(tmp_path / "c", "sgd", method, budget=40, seeds=[5, 6, 7])
+    rounds: list[list[tuple[int, int]]] = []
+
+    def run(cells: list[Cell]) -> None:  # it fires after half of the updates, with seed 6 at once, with seed 7 never
+        rounds.append([(cell.seed, cell.method.updates or 0) for cell in cells])
+        for cell in cells:
+            updates = cell.method.updates or 0
+            plain = {5: updates // 2, 6: 0, 7: updates}[cell.seed]
+            pretend(plan, cell, 2 * updates - plain, None if cell.seed == 7 else plain)
+
+    plan.settle_lengths(run, every_seed=False)  # type: ignore[arg-type]
+    assert rounds == [[(5, 200)], [(5, 133)]]
+    assert [cell.method.updates for cell in plan.cells() if cell.method.label == method] == [133] * 3
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert rounds[2:] == [[(5, 133)], [(6, 133), (7, 133)], [(6, 100), (7, 200)]]
+    assert [(cell.seed, cell.method.updates) for cell in plan.cells() if cell.method.label == method] == [
+        *((5, 133), (6, 100), (7, 200)),
+    ]
+    assert {cell.method.updates for cell in plan.cells() if cell.method.label == "sgd"} == {200}
+
+
 def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance --perturb_fraction 0.5", budget=40)
+    method = "rts_pugd --switch gradient_variance --perturb_fraction 0.5"
+    plan = comparison(tmp_path / "c", method, budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
@@ -214,7 +238,7 @@ def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_pat
 
 
 def test_a_pilot_that_diverged_settles_nothing(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40)
+    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
     made: list[int] = []
 
     def run(cells: list[Cell]) -> None:  # the second pilot diverges early, and says that no switch has fired
