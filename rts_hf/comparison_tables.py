@@ -243,6 +243,7 @@ def notes(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -> l
         "perturbed update two. Learning rate and α schedules span each method's own number of updates.",
         f"Mean ± standard deviation over seeds. Intervals are Student's, at 95 %; those of the difference to "
         f"{reference} are of pairs of runs with the same seed, and not corrected for the number of methods.",
+        "Seconds are medians, measured beside as many other runs as were made at a time.",
         "The test split was read once a run, at its end."
         if split_of(comparison) == "test"
         else "Accuracies are those on the validation split, which also chose each run's weights, so they flatter; the "
@@ -311,12 +312,18 @@ def bounds(found: Sequence[float | None]) -> str:
 
 
 def difference(found: Sequence[float | None] | None) -> str:
-    """Format a difference with its interval, in percentage points."""
+    """Format a difference with its interval, in percentage points.
+
+    >>> difference([0.0208, 0.003, 0.0035, 0.0381]), difference([0.0069, 0.0, 0.0069, 0.0069])
+    ('+2.08 (+0.35 to +3.81)', '+0.69 (no spread)')
+    """
     if found is None or found[0] is None:
         return "–"
     low, high = outwards(found[2], found[3])
     ends = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
-    return f"{100 * found[0]:+.2f}{ends}"
+    if found[1] is not None and found[1] < 1e-9:  # of accuracies that are whole numbers of images
+        ends = " (no spread)"
+    return f"{round(100 * found[0], 2) + 0.0:+.2f}{ends}"
 
 
 def outwards(low: float | None, high: float | None) -> tuple[float | None, float | None]:

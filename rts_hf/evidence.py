@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, cast
 
 from rts_hf.card_text import counted
@@ -116,6 +117,11 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         accuracies.append(f"{what} {told} | {' | '.join(cells)} |")
         cells = [difference(paired(each, name)) for name in others]
         differences.append(f"| `{each.benchmark.name}` | {each.budget} | {rates} | {' | '.join(cells)} |")
+    tuned = [each for each in found if each.comparison["tuning"]]
+    if len(tuned) > 1:
+        means = [_mean_difference(tuned, name) for name in others]
+        cells = ["–" if mean is None else f"{mean:+.2f}" for mean in means]
+        differences.append(f"| mean of these with chosen rates | | | {' | '.join(cells)} |")
     kept = {each.name for each in found}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget, is_tuned in names()
                if is_tuned and name not in kept]  # fmt: skip
@@ -134,10 +140,11 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         *differences,
         "",
         "Pairs of runs with the same seed, with 95 % intervals (Student's, rounded outwards, not corrected for their",
-        f"number). {verdict(found)}",
+        "number). Seeds vary initial weights and the order of images, not which images and wrong labels there are.",
         "",
-        standing(found),
+        *[f"- {told}" for told in [*verdict(found), *standing(found), *_norms_told(found)]],
         "",
+        *_best_told(found, shown),
         *_devices_told(
             {each.told: each.comparison for each in found}
             | {f"the settings' table at {budget}": study for budget, study in (studies or {}).items()}
@@ -152,6 +159,46 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         "",
     ]
     return "\n".join(lines)
+
+
+def _mean_difference(found: Sequence[Evidence], other: str) -> float | None:
+    """Return the mean over comparisons of the method's difference to another, in points."""
+    means = [100 * ends[0] for each in found if (ends := paired(each, other)) is not None and ends[0] is not None]
+    return fmean(means) if means else None
+
+
+def _best_told(found: Sequence[Evidence], shown: Sequence[str]) -> list[str]:
+    """Return the table of each method's highest mean over budgets and learning rates, and the fewest passes to it."""
+    lines = []
+    for benchmark in dict.fromkeys(each.benchmark for each in found):
+        rows = [
+            (method["test_accuracy"][0], -each.budget, method["method"])
+            for each in found
+            if each.benchmark == benchmark
+            for method in each.comparison["methods"]
+            if method["test_accuracy"][0] is not None
+        ]
+        best = [max((row for row in rows if row[2] == name), default=None) for name in shown]
+        cells = ["–" if row is None else f"{100 * row[0]:.2f} ({-row[1]})" for row in best]
+        lines.append(f"| `{benchmark.name}` | {' | '.join(cells)} |")
+    return [
+        "The highest mean of each method over these budgets and learning rates, with its passes, since more passes are",
+        "not better for every method:",
+        "",
+        f"| benchmark | {' | '.join(shown)} |",
+        f"| --- |{' ---: |' * len(shown)}",
+        *lines,
+        "",
+    ]
+
+
+def _norms_told(found: Sequence[Evidence]) -> list[str]:
+    """Return in a sentence how long gradients were when the switch fired."""
+    norms = [(each.told, each.comparison.get("norm_at_switch")) for each in found]
+    told = [f"{median(values):.2g} on {name}" for name, values in norms if values]
+    if not told:
+        return []
+    return [f"When the switch of {OWN} fired, the norm of its last gradients was, in the median, {', '.join(told)}."]
 
 
 def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
@@ -174,7 +221,7 @@ def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
     most = max(row["seeds"] for study in studies.values() for row in study["methods"])
     # How many evaluations each setting chose its weights from stands in the tables beside the records.
     qualified = [
-        f"At {budget} passes: {told}"
+        f"With {budget} passes: {told[0].lower()}{told[1:]}"
         for budget, study in studies.items()
         for told in cautions({**study, "evaluations": None}, _code)
     ]
@@ -209,7 +256,7 @@ def _devices_told(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{share}{what[kind]} of {', '.join(where)} were made on an {name}."
         for (share, kind, name), where in elsewhere.items()
     ]
-    return [f"{' '.join(sentences)} All others were made on a CPU.", ""] if sentences else []
+    return [*(f"- {each}" for each in sentences), "- All others were made on a CPU.", ""] if sentences else []
 
 
 def paired(each: Evidence, other: str) -> list[float | None] | None:
@@ -217,7 +264,7 @@ def paired(each: Evidence, other: str) -> list[float | None] | None:
     return next((row["difference"] for row in summarise(each.rows, other) if row["method"] == OWN), None)
 
 
-def verdict(found: Sequence[Evidence]) -> str:
+def verdict(found: Sequence[Evidence]) -> list[str]:
     """Return in sentences where the method is better than SGD, worse, or neither, by the intervals of differences.
 
     An interval that is shown with an end at 0.00 decides nothing.
@@ -243,15 +290,16 @@ def verdict(found: Sequence[Evidence]) -> str:
         "The interval of its difference to SGD holds zero on": open_,
         "There is no interval on": single,
     }
-    told = " ".join(f"{begin} {', '.join(names)}." for begin, names in sentences.items() if names)
+    told = [f"{begin} {', '.join(names)}." for begin, names in sentences.items() if names]
     if len(chances) < 2:
         return told
     corrected = dict(zip(chances, holm(list(chances.values())), strict=True))
     left = [f"{name} (p {chance:.2g})" for name, chance in corrected.items() if chance < 1 - CONFIDENCE]
-    return (
-        f"{told} Corrected for the {len(chances)} comparisons with chosen learning rates (Holm), its difference to "
-        f"SGD's is more than chance on {', '.join(left) or 'none'}."
-    )
+    return [
+        *told,
+        f"Corrected for the {len(chances)} comparisons with chosen learning rates (Holm), {OWN} differs from SGD by "
+        f"more than chance on {', '.join(left) or 'none'}.",
+    ]
 
 
 def two_sided(each: Evidence, other: str) -> float | None:
@@ -268,7 +316,7 @@ def two_sided(each: Evidence, other: str) -> float | None:
     return float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue)
 
 
-def standing(found: Sequence[Evidence]) -> str:
+def standing(found: Sequence[Evidence]) -> list[str]:
     """Return in sentences where the method has the highest mean, and where another has a higher one."""
     highest, below = list[str](), list[str]()
     for each in found:
@@ -283,16 +331,21 @@ def standing(found: Sequence[Evidence]) -> str:
         parts.append(f"No method has a higher mean than {OWN} on {', '.join(highest)}.")
     if below:
         parts.append(f"These have a higher one: {'; '.join(below)}.")
-    return " ".join(parts)
+    return parts
 
 
 def _range(found: Sequence[Evidence], other: str) -> str:
-    """Return between which values the method's mean difference to another lies over the benchmarks."""
-    means = [100 * ends[0] for each in found if (ends := paired(each, other)) is not None and ends[0] is not None]
+    """Return between which values the method's mean difference to another lies, where learning rates were chosen."""
+    chosen = [each for each in found if each.comparison["tuning"]] or found
+    means = [100 * ends[0] for each in chosen if (ends := paired(each, other)) is not None and ends[0] is not None]
     if not means:
         return "–"
-    span = f"{min(means):+.2f}" if len(means) == 1 else f"{min(means):+.2f} to {max(means):+.2f}"
-    return f"{span} points in {counted(len(means), 'comparison')}"
+    if len(means) == 1:
+        return f"{means[0]:+.2f} points in 1 comparison"
+    return (
+        f"{fmean(means):+.2f} points in the mean of {counted(len(means), 'comparison')}, from {min(means):+.2f} to "
+        f"{max(means):+.2f}"
+    )
 
 
 def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
@@ -318,7 +371,7 @@ def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
     ]
     axes.set_yticks(range(len(found)), labels)
     axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
     axes.set_xlabel("test accuracy − SGD's with the same seed (points), with 95 % interval")
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper center", ncols=len(others))

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rts_hf.comparison_tables import FORMAT, count_in, read_rows, summarise, to_csv
@@ -150,6 +151,8 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
         "runs": _devices(source / row["folder"] for row in _read(source / "results.csv")),
         "tuning": _devices(path.parent for path in source.glob("tuning/*/*/*/run.json")),
     }
+    norms = [_norm_at_switch(source / row["folder"]) for row in _read(source / "results.csv") if row["method"] == OWN]
+    kept["norm_at_switch"] = [norm for norm in norms if norm is not None]
     kept["weights"] = {name: _digest(run) for name, run in zip(("sgd", OWN), _drawn_runs(source), strict=True)}
     write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
     points = [
@@ -171,6 +174,15 @@ def _devices(runs: Iterable[Path]) -> list[str]:
     """Return the kinds of device that runs were trained on: an accelerator's name, or cpu."""
     hardware = (read_record(run)["hardware"] for run in runs)
     return sorted({each.get("accelerator") or each["device"] for each in hardware})
+
+
+def _norm_at_switch(run: Path) -> float | None:
+    """Return the mean of the last five gradient norms that a run logged before its switch fired, or None."""
+    step = ((read_record(run)["optimizer"] or {}).get("switch") or {}).get("step")
+    if not step or read_record(run)["status"] == "diverged":
+        return None
+    norms = [entry["grad_norm"] for entry in read_log(run) if "grad_norm" in entry and entry["step"] <= step]
+    return fmean(norms[-5:]) if norms else None
 
 
 def _drawn_runs(comparison_dir: Path) -> list[Path]:

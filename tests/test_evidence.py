@@ -101,11 +101,51 @@ def test_runs_on_an_accelerator_are_told(tmp_path: Path) -> None:
     edit_json(trial / "run.json", lambda record: record["hardware"].update(device="cuda", accelerator="H100"))
     keep(comparison, tmp_path / "records" / "digits-30")
     told = markdown(read_evidence(tmp_path / "records"))
-    line = (
-        "Runs that only chose learning rates of `digits` at 30 (learning rate 0.1 for all) were made on an H100. All "
-        "others were made on a CPU."
+    lines = told.splitlines()
+    where = "- Runs that only chose learning rates of `digits` at 30 (learning rate 0.1 for all) were made on an H100."
+    assert lines[lines.index(where) + 1] == "- All others were made on a CPU."
+    study = write_comparison(tmp_path / "study", {"sgd": [0.9], "rts_pugd": [0.93]})
+    edit_json(
+        study / "runs" / "sgd" / "seed-0" / "run.json",
+        lambda record: record["hardware"].update(device="cuda", accelerator="H100"),
     )
-    assert line in told.splitlines()
+    keep(study, tmp_path / "records" / "study-30")
+    lines = markdown(read_evidence(tmp_path / "records"), read_study(tmp_path / "records")).splitlines()
+    assert "- Some runs of the settings' table at 30 were made on an H100." in lines
+
+
+def test_the_best_of_the_budgets_and_the_mean_over_them_are_shown(tmp_path: Path) -> None:
+    tuning = {"trials": 8, "seeds": 2, "at_an_end": []}
+    for name, sgd, own in (("digits-30", 0.9, 0.95), ("digits-100", 0.8, 0.95), ("digits_few-200", 0.7, 0.6)):
+        keep(write_comparison(tmp_path / name, {"sgd": [sgd] * 2, "rts_pugd": [own] * 2}, tuning=tuning),
+             tmp_path / "records" / name)  # fmt: skip
+    keep(write_comparison(tmp_path / "default", {"sgd": [0.92], "pugd": [0.5], "rts_pugd": [0.1]}),
+         tmp_path / "records" / "digits_noise-30-default")  # fmt: skip
+    lines = markdown(read_evidence(tmp_path / "records")).splitlines()
+    assert "| mean of these with chosen rates | | | +3.33 | – |" in lines  # 5, 15 and -10
+    table = lines[lines.index("| benchmark | sgd | pugd | rts_pugd |") + 2 :][:3]
+    assert table == [
+        "| `digits` | 90.00 (30) | – | 95.00 (30) |",
+        "| `digits_noise` | 92.00 (30) | 50.00 (30) | 10.00 (30) |",
+        "| `digits_few` | 70.00 (200) | – | 60.00 (200) |",
+    ]
+    (over_sgd,) = [line for line in lines if line.startswith("| over SGD |")]
+    assert over_sgd.endswith("| +3.33 points in the mean of 3 comparisons, from -10.00 to +15.00 |")
+
+
+def test_the_norm_of_the_gradient_at_the_switch_is_kept_and_shown(tmp_path: Path) -> None:
+    comparison = write_comparison(tmp_path / "digits-30", {"sgd": [0.9] * 3, "rts_pugd": [0.93] * 3})
+    for seed, norm in enumerate((0.2, 0.4, 0.3)):
+        run = comparison / "runs" / "rts_pugd" / f"seed-{seed}"
+        edit_json(run / "run.json", lambda record: record["optimizer"]["switch"].update(step=30))
+        steps = [{"step": step, "grad_norm": norm if step > 5 else 9.0} for step in range(5, 31, 5)]
+        after = [{"step": 35, "grad_norm": 7.0}]
+        edit_json(run / "trainer_state.json", lambda state: state.update(log_history=[*steps, *after]))  # noqa: B023
+    keep(comparison, tmp_path / "records" / "digits-30")
+    (found,) = read_evidence(tmp_path / "records")
+    assert [round(norm, 6) for norm in found.comparison["norm_at_switch"]] == [0.2, 0.4, 0.3]
+    told = "the norm of its last gradients was, in the median, 0.3 on `digits` at 30 (learning rate 0.1 for all)."
+    assert f"- When the switch of rts_pugd fired, {told}" in markdown([found]).splitlines()
 
 
 def test_a_loss_is_told_as_one(tmp_path: Path) -> None:
@@ -118,8 +158,8 @@ def test_a_loss_is_told_as_one(tmp_path: Path) -> None:
     assert "The interval of its difference to SGD holds zero on `digits` at 100." in text
     chances = [ttest_rel(own, [0.90, 0.91, 0.92]).pvalue for own in ([0.80, 0.81, 0.83], [0.90, 0.93, 0.91])]
     assert 2 * chances[0] < 0.05 < chances[1]
-    assert "Corrected for the 2 comparisons with chosen learning rates (Holm), its difference to SGD's is more " in text
-    assert f"is more than chance on `digits` at 30 (p {2 * chances[0]:.2g})." in text
+    assert "Corrected for the 2 comparisons with chosen learning rates (Holm), rts_pugd differs from SGD by " in text
+    assert f"by more than chance on `digits` at 30 (p {2 * chances[0]:.2g})." in text
     assert "These have a higher one: sgd, sam on `digits` at 30; sgd, sam on `digits` at 100." not in text
     assert "These have a higher one: sgd, sam on `digits` at 30; sam on `digits` at 100." in text
     keep(write_comparison(tmp_path / "one", {"sgd": [0.9], "rts_pugd": [0.8]}), tmp_path / "one-seed" / "digits-30")
