@@ -113,10 +113,10 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         seeds = sorted({row["seeds"] for row in present.values()})
         told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         rates = "chosen" if each.comparison["tuning"] else f"{DEFAULT_RATE} for all"
-        what = f"| `{each.benchmark.name}`: {each.benchmark.title} | {each.budget} | {rates} |"
+        what = f"| `{each.benchmark.name}` | {each.budget} | {rates} |"
         accuracies.append(f"{what} {told} | {' | '.join(cells)} |")
         cells = [difference(paired(each, name)) for name in others]
-        differences.append(f"| `{each.benchmark.name}` | {each.budget} | {rates} | {' | '.join(cells)} |")
+        differences.append(f"{what} {' | '.join(cells)} |")
     tuned = [each for each in found if each.comparison["tuning"]]
     if len(tuned) > 1:
         means = [_mean_difference(tuned, name) for name in others]
@@ -125,8 +125,11 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
     kept = {each.name for each in found}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget, is_tuned in names()
                if is_tuned and name not in kept]  # fmt: skip
+    titles = {each.benchmark.name: each.benchmark.title for each in found}
     lines = [
         "",
+        "",
+        *[f"- `{name}`: {title}" for name, title in titles.items()],
         "",
         *accuracies,
         "",

@@ -233,7 +233,7 @@ def draw_surface(
     surface.set(xlabel="x", ylabel="y", zlim=(low, high))
     surface.view_init(elev=28, azim=-55)
     surface.set_box_aspect((1, 1, 0.8), zoom=0.95)
-    surface.zaxis.set_major_locator(MaxNLocator(nbins=5, integer=high - low > 2))  # powers of ten
+    surface.zaxis.set_major_locator(FixedLocator(_ticks(low, high)))
     surface.zaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
     for axis in (surface.xaxis, surface.yaxis, contour.xaxis, contour.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4))
@@ -244,11 +244,24 @@ def draw_surface(
     contour.set(xlabel="x (steps along d₁)", ylabel="y (steps along d₂)", aspect="equal")
     contour.grid(visible=False)
     bar = right.colorbar(filled, ax=contour, fraction=0.046, pad=0.04, extendfrac=0)
-    bar.ax.yaxis.set_major_locator(FixedLocator(list(np.linspace(levels[0], levels[-1], 6))))
+    bar.ax.yaxis.set_major_locator(FixedLocator(_ticks(levels[0], levels[-1])))
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:.2g}")
     bar.set_label("loss (cross-entropy, nats)")
     title = f"{name}: loss around the weights (+), along two random filter-normalised directions"
     figure.suptitle(title, fontsize=11, color=INK)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return where round numbers lie between two on a logarithmic axis, all of these given as decimal logarithms.
+
+    Of 1, 2 and 5 times a power of ten, the powers alone where the axis is long, and evenly spaced ones where it is so
+    short that fewer than two round ones lie on it.
+    """
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    found = [power + math.log10(step) for power in powers for step in steps]
+    inside = [tick for tick in found if low - 1e-9 <= tick <= high + 1e-9]
+    return inside if len(inside) > 1 else [float(tick) for tick in np.linspace(low, high, 4)]
 
 
 def limits_of_surfaces(losses: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -77,7 +77,8 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     assert text.startswith("# Mine\n")
     assert text.endswith("\n\nThe end.\n")
     lines = text.splitlines()
-    what = "| `digits_noise`: 40 % of the training labels wrong | 30 | 0.1 for all | 3 |"
+    assert "- `digits_noise`: 40 % of the training labels wrong" in lines
+    what = "| `digits_noise` | 30 | 0.1 for all | 3 |"
     assert f"{what} 91.00 ± 1.00 | 80.00 ± 0.00 | **94.17 ± 1.04** |" in lines
     assert (
         "| `digits_noise` | 30 | 0.1 for all | +3.17 (+2.44 to +3.89) | +14.17 (+11.58 to +16.76) |"

@@ -46,7 +46,9 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
     made = dict(commands(str(tmp_path), seeds=2, jobs=1))
     tuned = [f"{each.name}-{budget}" for each in BENCHMARKS for budget in each.budgets]
     assert [name for name, words in made.items() if "--tune" in words] == tuned
-    at_default = {"digits_noise-30-default", "digits_noise-100-default"}
+    at_default = {f"{name}-default" for name in (
+        "digits-30", "digits_noise-30", "digits_noise-100", "digits_few-200", "photo_patches-15",
+    )}  # fmt: skip
     assert set(made) - set(tuned) == at_default | set(STUDIES)
     assert {name for name, words in made.items() if "--validation_only" in words} == set(STUDIES)
     for words in made.values():  # all of them can be made

@@ -131,6 +131,19 @@ def test_surfaces_can_share_their_scale() -> None:
     surface, _, bar = (axes for sub in figure.subfigs for axes in sub.axes)
     assert surface.get_zlim() == (-3, 2)
     assert bar.get_ylim() == (-3, 2)
+    assert list(bar.get_yticks()) == list(surface.get_zticks()) == [-3, -2, -1, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("limits", "losses"),
+    [((1.3, 41.0), [2, 5, 10, 20]), ((0.5, 2.0), [0.5, 1, 2]), ((2.1, 2.4), [2.1, 2.196, 2.296, 2.4])],
+)
+def test_losses_on_a_logarithmic_axis_are_round_where_they_can_be(
+    limits: tuple[float, float], losses: list[float]
+) -> None:
+    figure = drawn(draw_surface, "sgd", AXIS, AXIS, BOWL, limits=limits)
+    bar = figure.subfigs[1].axes[1]
+    assert [round(10**tick, 3) for tick in bar.get_yticks()] == losses
 
 
 def test_lines_are_named_by_their_ends() -> None:
