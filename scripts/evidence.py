@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Make the tables and pictures of README's evidence from the committed records, or run its experiments again.
+"""Make README's tables and pictures from the committed records, or run the experiments of its evidence again.
 
-python scripts/evidence.py                                        # from the records, seconds
+python scripts/evidence.py                                        # from the records, half a minute
 python scripts/evidence.py --rerun digits_noise-100 --jobs 2      # one comparison again, then the same
 python scripts/evidence.py --rerun all --jobs 2                   # all of them and the landscapes, hours
 """
@@ -12,10 +12,13 @@ import shlex
 import sys
 from pathlib import Path
 
+from rts_hf import benchmark_report
 from rts_hf.evidence import write_evidence
 from rts_hf.evidence_records import LANDSCAPE, commands, keep, measure_landscapes
+from rts_hf.figures import draw_run_figures
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN_RUN = "digits_rts_pugd"  # whose curves README shows
 
 
 def main() -> None:
@@ -42,7 +45,13 @@ def main() -> None:
             keep(Path(arguments.output_dir) / name, Path(arguments.records) / name)
     if {"all", "landscape", LANDSCAPE} & set(arguments.rerun):  # they are of that comparison's runs
         measure_landscapes(Path(arguments.output_dir) / LANDSCAPE, Path(arguments.records) / "landscape")
-    for path in write_evidence(arguments.records, arguments.readme):
+    written = write_evidence(arguments.records, arguments.readme)
+    cards = Path(arguments.records).parent
+    if (cards / "benchmark" / "benchmark.json").is_file():
+        written += benchmark_report.write_readme(cards / "benchmark" / "benchmark.json", arguments.readme)
+    if (cards / SHOWN_RUN).is_dir():
+        written += draw_run_figures(cards / SHOWN_RUN)
+    for path in dict.fromkeys(written):
         print(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import runpy
 import shutil
 import sys
@@ -79,6 +80,20 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
     assert call["words"] == ["--label_noise", "0.4", "--channels_last", "--draw_figures", "false"]
     with (tmp_path / "records" / "digits_noise-100" / "results.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def test_one_command_makes_all_that_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Path, ...]] = []
+    for name in ("evidence.write_evidence", "benchmark_report.write_readme", "figures.draw_run_figures"):
+        monkeypatch.setattr(f"rts_hf.{name}", lambda *paths: made.append(tuple(map(Path, paths))) or [])
+    monkeypatch.setattr(sys, "argv", ["evidence.py"])
+    runpy.run_path(str(ROOT / "scripts" / "evidence.py"), run_name="__main__")
+    cards, page = ROOT / "model_cards", ROOT / "README.md"
+    record = cards / "benchmark" / "benchmark.json"
+    assert made == [(cards / "evidence", page), (record, page), (cards / "digits_rts_pugd",)]
+    shown = [Path(path) for path in re.findall(r"^!\[[^]]*\]\((.*)\)$", page.read_text("utf-8"), re.MULTILINE)]
+    parts = {path.parts[1] for path in shown}
+    assert parts == {"evidence", "benchmark", "digits_rts_pugd", "space.png"}  # a screenshot
 
 
 def test_landscapes_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
