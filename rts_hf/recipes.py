@@ -324,7 +324,7 @@ def find_recipe(name: str) -> Recipe:
 
     >>> find_recipe("digit")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: recipe='digit' is unknown; did you mean digits? There are digits, cifar10_pugd, ...
+    ValueError: recipe='digit' is unknown; did you mean digits or ...? There are digits, cifar10_pugd, ...
 
     Raises:
         ValueError: If there is none; near names and all names are told.
