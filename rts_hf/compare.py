@@ -140,10 +140,13 @@ def plan(
     if trials is not None:
         methods, _ = read_trials(methods, trials)
     every_seed = range(first_seed, first_seed + seeds)
-    return Comparison(
+    comparison = Comparison(
         methods, seeds=every_seed, budget=budget, output_dir=output_dir, words=words, trials=trials,
         validation_only=validation_only,
     )  # fmt: skip
+    if tune:
+        check_seeds(comparison, tune)
+    return comparison
 
 
 def reference(comparison: Comparison) -> str:

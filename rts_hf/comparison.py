@@ -143,13 +143,14 @@ class Comparison:
             self._settle(run, seeds)
 
     def _settle(self, run: Callable[[Sequence[Cell]], None], seeds: Sequence[int]) -> None:
+        budget = self.gradient_evaluations
         tried: dict[tuple[int, int], dict[int, float]] = {
             (place, seed): {}
             for place, method in enumerate(self.methods)
             for seed in seeds
             if method.label in self._listening
         }
-        wanted = {pair: self.methods[pair[0]].updates or self.gradient_evaluations for pair in tried}
+        wanted = {pair: self.methods[pair[0]].updates or budget for pair in tried}
         for _ in range(PILOTS):
             pilots = {
                 (place, seed): self._pilot_cell(self.methods[place], seed, updates)
@@ -163,16 +164,12 @@ class Comparison:
                 if record["status"] == "diverged":  # it tells nothing of when the switch fires
                     continue
                 tried[pair][updates] = record["gradient_evaluations"]
-                longer = self._length_after(cell.method, updates, record)
-                if longer not in tried[pair]:
-                    wanted[pair] = longer
+                length = self._next_length(cell.method, updates, record, tried[pair])
+                if length not in tried[pair]:
+                    wanted[pair] = length
         for (place, seed), found in tried.items():
             method = self.methods[place]
-            best = min(
-                found,
-                key=lambda length: abs(found[length] - self.gradient_evaluations),
-                default=method.updates or self.gradient_evaluations,
-            )
+            best = min(found, key=lambda length: abs(found[length] - budget), default=method.updates or budget)
             self._lengths[method.label, seed] = best
             if seed == self.seeds[0]:
                 self.methods[place] = replace(method, updates=best)
@@ -231,14 +228,21 @@ class Comparison:
         pilot = replace(method, updates=updates)
         return Cell(pilot, seed, folder / f"updates-{updates}-seed-{seed}")
 
-    def _length_after(self, method: Method, updates: int, record: dict[str, Any]) -> int:
-        """Return the length that would meet the budget if the switch fired where it did in a run, or the run's own."""
-        if abs(record["gradient_evaluations"] / self.gradient_evaluations - 1) <= CLOSE_ENOUGH:
+    def _next_length(self, method: Method, updates: int, record: dict[str, Any], tried: dict[int, float]) -> int:
+        """Return the length that would meet the budget if the switch fired where it did in a run.
+
+        If that was tried, it is the middle of those next to the budget; one that was tried is the end of the search.
+        """
+        budget = self.gradient_evaluations
+        if abs(record["gradient_evaluations"] / budget - 1) <= CLOSE_ENOUGH:
             return updates
         args = parse_arguments(self._words(method))[2]
         step = record["optimizer"]["switch"]["step"]
         share = 1.0 if step is None else step / updates
-        return updates_for_share(self.gradient_evaluations, share, **_cost(args, _optimizer(args)))
+        length = updates_for_share(budget, share, **_cost(args, _optimizer(args)))
+        below = max((each for each, cost in tried.items() if cost <= budget), default=length)
+        above = min((each for each, cost in tried.items() if cost > budget), default=length)
+        return (below + above) // 2 if length in tried else length
 
     def _words(self, method: Method) -> list[str]:
         return [*self.words, *method.words, "--output_dir", str(self.folder / "runs" / method.folder)]
@@ -344,10 +348,6 @@ def _batch(args: RTSTrainingArguments) -> int:
     return args.train_batch_size * args.gradient_accumulation_steps
 
 
-def _has_diverged(cell: Cell) -> bool:
-    return (cell.folder / RECORD_NAME).is_file() and read_record(cell.folder)["status"] == "diverged"
-
-
 def make_runs(
     comparison: Comparison,
     cells: Sequence[Cell],
@@ -377,14 +377,15 @@ def make_runs(
     for count, (job, error) in enumerate(run_jobs(list(jobs), at_once=at_once, backend=backend), start=1):
         cell = jobs[job]
         where = f"[{count}/{len(jobs)}] {cell.folder.relative_to(comparison.folder)}"
-        if error is not None and _has_diverged(cell):
+        record = read_record(cell.folder) if (cell.folder / RECORD_NAME).is_file() else {}
+        status = record.get("status")
+        if error is not None and status == "diverged":
             tell(f"{where}: diverged: {error}")
             continue
-        if error is not None:
-            failures.append(f"{cell.folder.relative_to(comparison.folder)} ({error}; see {job.log})")
-            tell(f"{where}: failed: {error}")
+        if error is not None or status not in ENDED:  # one that a signal has stopped goes on when the comparison does
+            failures.append(f"{cell.folder.relative_to(comparison.folder)} ({error or status}; see {job.log})")
+            tell(f"{where}: failed: {error or status}")
             continue
-        record = read_record(cell.folder)
         shown = [
             f"{split} accuracy {record['metrics'][split]['accuracy']:.4f}"
             for split in ("validation", "test")

@@ -86,9 +86,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
 
     Returns:
         For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates`` (median),
-        ``gradient_evaluations`` (mean), ``seconds`` (median), ``sharpness`` (mean or None), ``<split>_accuracy`` (an
-        :class:`Interval` as a list; of None if all diverged) and ``difference`` (the same of the differences to the
-        reference; None for the reference itself).
+        ``gradient_evaluations`` (mean), ``least_and_most`` (of these), ``seconds`` (median), ``sharpness`` (mean or
+        None), ``<split>_accuracy`` (an :class:`Interval` as a list; of None if all diverged) and ``difference`` (the
+        same of the differences to the reference; None for the reference itself).
     """
     by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
@@ -114,6 +114,9 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
                 "diverged": len(all_runs) - len(runs),
                 "updates": round(median(run["updates"] for run in (runs or all_runs).values())),
                 "gradient_evaluations": fmean(run["gradient_evaluations"] for run in (runs or all_runs).values()),
+                "least_and_most": [
+                    find(run["gradient_evaluations"] for run in (runs or all_runs).values()) for find in (min, max)
+                ],
                 "seconds": median(run["seconds"] for run in (runs or all_runs).values()),
                 "sharpness": fmean(sharpness) if sharpness else None,
                 key: list(interval(accuracies)) if accuracies else [None] * 4,
@@ -287,13 +290,13 @@ def cautions(comparison: Mapping[str, Any], shown: Callable[[str], str] = str) -
             "A run keeps the weights of its best evaluation on validation, and more updates bring more of these: "
             f"{told}."
         )
-    off = [
-        shown(row["method"])
-        for row in comparison["methods"]
-        if row["seeds"] and abs(row["gradient_evaluations"] / comparison["gradient_evaluations"] - 1) > 0.02
-    ]
+    off = []
+    for row in comparison["methods"]:
+        least, most = row.get("least_and_most") or [row["gradient_evaluations"]] * 2
+        if row["seeds"] and any(abs(count / comparison["gradient_evaluations"] - 1) > 0.02 for count in (least, most)):
+            off.append(f"{shown(row['method'])} ({number(least)} to {number(most)})")
     if off:
-        found.append(f"More than 2 % off the budget: {', '.join(off)}.")
+        found.append(f"More than 2 % off the budget, in gradient evaluations: {', '.join(off)}.")
     return found
 
 

@@ -120,7 +120,7 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
     tuned = [each for each in found if each.comparison["tuning"]]
     if len(tuned) > 1:
         means = [_mean_difference(tuned, name) for name in others]
-        cells = ["–" if mean is None else f"{mean:+.2f}" for mean in means]
+        cells = ["–" if mean is None else f"{round(mean, 2) + 0.0:+.2f}" for mean in means]
         differences.append(f"| mean of these with chosen rates | | | {' | '.join(cells)} |")
     kept = {each.name for each in found}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget, is_tuned in names()
@@ -186,7 +186,7 @@ def _best_told(found: Sequence[Evidence], shown: Sequence[str]) -> list[str]:
         lines.append(f"| `{benchmark.name}` | {' | '.join(cells)} |")
     return [
         "The highest mean of each method over these budgets and learning rates, with its passes, since more passes are",
-        "not better for every method:",
+        "not better for every method (chosen by test accuracy, so these flatter):",
         "",
         f"| benchmark | {' | '.join(shown)} |",
         f"| --- |{' ---: |' * len(shown)}",
@@ -201,7 +201,7 @@ def _norms_told(found: Sequence[Evidence]) -> list[str]:
     told = [f"{median(values):.2g} on {name}" for name, values in norms if values]
     if not told:
         return []
-    return [f"When the switch of {OWN} fired, the norm of its last gradients was, in the median, {', '.join(told)}."]
+    return [f"When the switch of {OWN} fired, the norm of its gradients had been, in the median, {', '.join(told)}."]
 
 
 def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:

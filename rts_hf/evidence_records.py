@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -181,7 +182,8 @@ def _norm_at_switch(run: Path) -> float | None:
     step = ((read_record(run)["optimizer"] or {}).get("switch") or {}).get("step")
     if not step or read_record(run)["status"] == "diverged":
         return None
-    norms = [entry["grad_norm"] for entry in read_log(run) if "grad_norm" in entry and entry["step"] <= step]
+    norms = [float(entry["grad_norm"]) for entry in read_log(run) if "grad_norm" in entry and entry["step"] <= step]
+    norms = [norm for norm in norms if math.isfinite(norm)]
     return fmean(norms[-5:]) if norms else None
 
 

@@ -171,8 +171,25 @@ def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None
             pretend(plan, cell, 2 * updates - late, late)
 
     plan.settle_lengths(run)  # type: ignore[arg-type]
-    assert rounds == [[(variance, 200), (gap, 200)], [(variance, 100), (gap, 133)]]
-    assert [method.updates for method in plan.methods] == [100, 200, 133]
+    assert rounds[:2] == [[(variance, 200), (gap, 200)], [(variance, 100), (gap, 133)]]
+    # The next would be 200 again, so it is the middle of the nearest ones with more and with less than the budget.
+    assert rounds[2:] == [[(gap, 166)], [(gap, 183)], [(gap, 191)]]
+    assert [method.updates for method in plan.methods] == [100, 200, 191]
+
+
+def test_a_switch_that_only_long_runs_fire_is_searched_for_between(tmp_path: Path) -> None:
+    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    lengths = []
+
+    def run(cells: list[Cell]) -> None:  # one whose switch fires after 40 updates of at least 118
+        for cell in cells:
+            updates = cell.method.updates or 0
+            lengths.append(updates)
+            pretend(plan, cell, *((updates, None) if updates < 118 else (2 * updates - 40, 40)))
+
+    plan.settle_lengths(run)  # type: ignore[arg-type]
+    assert lengths == [200, 111, 155, 114, 134]
+    assert plan.methods[0].updates == 134  # 228 of 200 gradient evaluations, where 114 has 114
 
 
 def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> None:
@@ -270,6 +287,27 @@ def test_a_run_that_diverged_is_a_result_and_not_made_again(tmp_path: Path, monk
     make_runs(plan, cells, tell=told.append)
     assert told[0] == "[1/2] runs/sgd/seed-0: diverged: max_skipped_updates=25: it is infinite"
     assert [plan.job(cell) for cell in cells] == [None, None]
+
+
+def test_a_run_that_a_signal_stopped_is_not_taken_for_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = comparison(tmp_path / "c", "sgd")
+    cells = plan.cells()
+
+    def run_jobs(jobs: list[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
+        for job, cell in zip(jobs, cells, strict=True):
+            pretend(plan, cell)
+            if cell.seed == 0:
+                edit_json(cell.folder / "run.json", lambda record: record.update(status="interrupted"))
+            yield job, None
+
+    monkeypatch.setattr("rts_hf.comparison.run_jobs", run_jobs)
+    told: list[str] = []
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed: runs/sgd/seed-0 \(interrupted; see .*what is missing"):
+        make_runs(plan, cells, tell=told.append)
+    assert told[0] == "[1/2] runs/sgd/seed-0: failed: interrupted"
+    left = plan.job(cells[0])
+    assert left is not None
+    assert plan.job(cells[1]) is None
 
 
 def test_runs_that_fail_are_told_after_the_others_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,9 @@ def test_notes_tell_what_qualifies_the_figures() -> None:
     rows = [*ROWS, row("variance", 0, 0.9, gradient_evaluations=130)]
     tuning = {"trials": 9, "seeds": 2, "at_an_end": ["ours"]}
     told = "\n".join(notes(comparison(rows, tuning=tuning)))
-    assert "More than 2 % off the budget: variance" in told
+    assert "More than 2 % off the budget, in gradient evaluations: variance (130 to 130)." in told
+    apart = [row("variance", seed, 0.9, gradient_evaluations=count) for seed, count in enumerate((110, 90))]
+    assert "variance (90 to 110)." in "\n".join(notes(comparison([*ROWS, *apart]))), "though their mean is the budget"
     assert "9 trials of 2 runs each" in told
     assert "an end of the grid for ours" in told
     assert "not tuned" in "\n".join(notes(comparison(ROWS)))

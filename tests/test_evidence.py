@@ -145,7 +145,7 @@ def test_the_norm_of_the_gradient_at_the_switch_is_kept_and_shown(tmp_path: Path
     keep(comparison, tmp_path / "records" / "digits-30")
     (found,) = read_evidence(tmp_path / "records")
     assert [round(norm, 6) for norm in found.comparison["norm_at_switch"]] == [0.2, 0.4, 0.3]
-    told = "the norm of its last gradients was, in the median, 0.3 on `digits` at 30 (learning rate 0.1 for all)."
+    told = "the norm of its gradients had been, in the median, 0.3 on `digits` at 30 (learning rate 0.1 for all)."
     assert f"- When the switch of rts_pugd fired, {told}" in markdown([found]).splitlines()
 
 
