@@ -130,10 +130,10 @@ class Comparison:
     def settle_lengths(self, run: Callable[[Sequence[Cell]], None], *, every_seed: bool = True) -> None:
         """Find, by pilot runs, how long a run may be whose switch waits for what only a run can tell.
 
-        A pilot is made with the length that would fit if the switch fired where it did in the one before, until the
-        budget is met within 2 %, or after five pilots, whichever comes first; the closest one counts. The first seed's
-        comes first, and the others' begin with its length. When the switch fires depends on the learning rate, so a
-        call after one was chosen settles the lengths for it.
+        A pilot is made with the length that would fit if the switch fired where it did in the one before (or with one
+        between, where that was tried), until the budget is met within 2 %, or after five pilots; the closest one
+        counts. The first seed's comes first, and the others' begin with its length. When the switch fires depends on
+        the learning rate, so a call after one was chosen settles the lengths for it.
 
         Args:
             run: Makes the runs it is given; those of all methods and seeds side by side.

@@ -119,8 +119,8 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         differences.append(f"{what} {' | '.join(cells)} |")
     tuned = [each for each in found if each.comparison["tuning"]]
     if len(tuned) > 1:
-        means = [_mean_difference(tuned, name) for name in others]
-        cells = ["–" if mean is None else f"{round(mean, 2) + 0.0:+.2f}" for mean in means]
+        means = [_mean_differences(tuned, name) for name in others]
+        cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
         differences.append(f"| mean of these with chosen rates | | | {' | '.join(cells)} |")
     kept = {each.name for each in found}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget, is_tuned in names()
@@ -164,10 +164,9 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def _mean_difference(found: Sequence[Evidence], other: str) -> float | None:
-    """Return the mean over comparisons of the method's difference to another, in points."""
-    means = [100 * ends[0] for each in found if (ends := paired(each, other)) is not None and ends[0] is not None]
-    return fmean(means) if means else None
+def _mean_differences(found: Sequence[Evidence], other: str) -> list[float]:
+    """Return the method's mean difference to another in each comparison that has both, in points."""
+    return [100 * ends[0] for each in found if (ends := paired(each, other)) is not None and ends[0] is not None]
 
 
 def _best_told(found: Sequence[Evidence], shown: Sequence[str]) -> list[str]:
@@ -340,7 +339,7 @@ def standing(found: Sequence[Evidence]) -> list[str]:
 def _range(found: Sequence[Evidence], other: str) -> str:
     """Return between which values the method's mean difference to another lies, where learning rates were chosen."""
     chosen = [each for each in found if each.comparison["tuning"]] or found
-    means = [100 * ends[0] for each in chosen if (ends := paired(each, other)) is not None and ends[0] is not None]
+    means = _mean_differences(chosen, other)
     if not means:
         return "–"
     if len(means) == 1:

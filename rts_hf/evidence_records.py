@@ -179,8 +179,9 @@ def _devices(runs: Iterable[Path]) -> list[str]:
 
 def _norm_at_switch(run: Path) -> float | None:
     """Return the mean of the last five gradient norms that a run logged before its switch fired, or None."""
-    step = ((read_record(run)["optimizer"] or {}).get("switch") or {}).get("step")
-    if not step or read_record(run)["status"] == "diverged":
+    record = read_record(run)
+    step = ((record["optimizer"] or {}).get("switch") or {}).get("step")
+    if not step or record["status"] == "diverged":
         return None
     norms = [float(entry["grad_norm"]) for entry in read_log(run) if "grad_norm" in entry and entry["step"] <= step]
     norms = [norm for norm in norms if math.isfinite(norm)]

@@ -165,10 +165,8 @@ def test_what_the_evidence_measured_is_a_recipe(found: Evidence, tmp_path: Path)
     assert recipe.measured == Measured(round(mean, 4), seeds=tuple(range(row["seeds"])), interval=round(mean - low, 4))
     means = {each["method"]: each["test_accuracy"][0] for each in found.comparison["methods"]}
     best = max(means, key=lambda name: (means[name], name == "rts_pugd"))
-    told = {
-        "rts_pugd": "; no method of six had more than this recipe's.",
-        "sgd": ", the most of six methods.",
-    }.get(best, f", and {best} {means[best]:.4f}, the most of six methods.")
+    known = {"rts_pugd": "; no method of six had more than this recipe's.", "sgd": ", the most of six methods."}
+    told = known.get(best, f", and {best} {means[best]:.4f}, the most of six methods.")
     assert f"For as many gradients plain SGD had {means['sgd']:.4f}{told}" in recipe.caveats
     words = ["--opt", "rts_pugd", *found.comparison["words"], "--learning_rate", str(row["learning_rate"])]
     words += ["--max_steps", str(row["updates"]), "--output_dir", str(tmp_path)]
