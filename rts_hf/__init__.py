@@ -5,24 +5,30 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rts_hf.optimizer import RTSPUGD
-from rts_hf.registration import register_with_timm
-from rts_hf.schedules import AlphaSchedule
-from rts_hf.second_pass import RandomState, keep_buffers
-from rts_hf.small_image import SMALL_IMAGE_VARIANTS  # its import registers the models with timm
-from rts_hf.switching import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch
-from rts_hf.unwrapping import unwrap_optimizer
+from rts_hf.models.small_image import SMALL_IMAGE_VARIANTS  # its import registers the models with timm
+from rts_hf.optim import (
+    RTSPUGD,
+    AlphaSchedule,
+    FixedSwitch,
+    GeneralizationGapSwitch,
+    GradientVarianceSwitch,
+    PhaseSwitch,
+    RandomState,
+    keep_buffers,
+    register_with_timm,
+    unwrap_optimizer,
+)
 
 if TYPE_CHECKING:
-    from rts_hf.config import DataArguments, ModelArguments, RTSTrainingArguments
-    from rts_hf.data import collate, load_data
-    from rts_hf.faults import TrainingFault
-    from rts_hf.models import build_model
-    from rts_hf.publishing import publish
-    from rts_hf.recipe import Recipe
-    from rts_hf.recipes import RECIPES, recipe_arguments
-    from rts_hf.runs import train
-    from rts_hf.trainer import RTSTrainer
+    from rts_hf.data.loading import collate, load_data
+    from rts_hf.models.classifiers import build_model
+    from rts_hf.publishing.hub import publish
+    from rts_hf.recipes.recipe import Recipe
+    from rts_hf.recipes.recorded import RECIPES, recipe_arguments
+    from rts_hf.runs.run import train
+    from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
+    from rts_hf.training.faults import TrainingFault
+    from rts_hf.training.trainer import RTSTrainer
 
 __all__ = [
     "RECIPES",
@@ -54,19 +60,19 @@ __version__ = "0.1.0"
 
 # These need transformers, datasets or torchvision, which take seconds to import: they are looked up when asked for.
 _LATE = {
-    "DataArguments": "config",
-    "ModelArguments": "config",
-    "RECIPES": "recipes",
-    "RTSTrainer": "trainer",
-    "RTSTrainingArguments": "config",
-    "Recipe": "recipe",
-    "TrainingFault": "faults",
-    "build_model": "models",
-    "collate": "data",
-    "load_data": "data",
-    "publish": "publishing",
-    "recipe_arguments": "recipes",
-    "train": "runs",
+    "DataArguments": "training.arguments",
+    "ModelArguments": "training.arguments",
+    "RECIPES": "recipes.recorded",
+    "RTSTrainer": "training.trainer",
+    "RTSTrainingArguments": "training.arguments",
+    "Recipe": "recipes.recipe",
+    "TrainingFault": "training.faults",
+    "build_model": "models.classifiers",
+    "collate": "data.loading",
+    "load_data": "data.loading",
+    "publish": "publishing.hub",
+    "recipe_arguments": "recipes.recorded",
+    "train": "runs.run",
 }
 
 register_with_timm()

@@ -8,4 +8,5 @@ unset PYTHONDONTWRITEBYTECODE
 ruff check .
 ruff format --check .
 mypy
+lint-imports
 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -m "not slow" -n 2 --dist loadfile "$@"

@@ -1,0 +1,4 @@
+"""Images and labels: where they come from, how they are split, and the batches made of them.
+
+Imports nothing of the package but the way to the Hub.
+"""

@@ -1,0 +1,289 @@
+"""An optimizer around a base optimizer whose position, phase and switch live in its parameter groups."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rts_hf.optim.switches import SWITCHES, PhaseSwitch, create_switch
+
+
+class TimedOptimizer(Optimizer):
+    """Counts its steps, changes its phase once, and keeps both through every way of saving an optimizer.
+
+    Everything that must outlive the process is a plain number under a ``rts_`` key of every parameter group, because
+    groups are what ``torch.save``, accelerate and ``torch.distributed.checkpoint`` all keep, and numbers what all of
+    them keep on every rank. A name is kept as its place in its table (-1: not there), a list as numbered entries. The
+    groups and the per-parameter state are the base optimizer's own objects, so nothing is held twice.
+
+    Args:
+        base_optimizer: Takes the actual steps. Its groups become this optimizer's.
+        switch: Decides when the phase changes.
+        total_steps: Optimizer steps of the whole run, at least 1, or None where unknown.
+        settings: Further ``rts_`` entries of the groups.
+
+    Raises:
+        ValueError: If ``total_steps`` is not a whole number of at least 1.
+    """
+
+    def __init__(
+        self, base_optimizer: Optimizer, switch: PhaseSwitch, total_steps: int | None, settings: dict[str, Any]
+    ) -> None:
+        if total_steps is not None:
+            check_whole("total_steps", total_steps)
+        self.base_optimizer = base_optimizer
+        self.switch = switch
+        entries = _numbers(
+            switch.window,
+            **settings,
+            rts_total_steps=total_steps or 0,  # 0: unknown
+            rts_step=0,
+            rts_switched_at=-1,  # -1: not yet
+            rts_gradient_evaluations=0,
+            rts_pending_norms=[],
+            **self._switch_entries(),
+        )
+        self._unread_norms: list[Tensor] = []
+        self._warned: set[str] = set()
+        super().__init__(base_optimizer.param_groups, {**base_optimizer.defaults, **entries})
+        self.state.update(base_optimizer.state)  # some optimizers make theirs when they are constructed
+        self._share_with_base()
+        self._look_at_switch()
+        self._warn_if_it_cannot_switch()
+
+    @property
+    def phase(self) -> str:
+        """``"sgd"`` before the switch, ``"pugd"`` after it."""
+        return "sgd" if self._lead["rts_switched_at"] < 0 else "pugd"
+
+    @property
+    def switch_step(self) -> int | None:
+        """Optimizer steps done when the phase changed, or None before."""
+        return None if self.phase == "sgd" else self._lead["rts_switched_at"]
+
+    @property
+    def last_phase(self) -> str:
+        """The phase in which the last step was taken; ``phase`` is that of the coming one."""
+        lead = self._lead
+        return "pugd" if 0 <= lead["rts_switched_at"] < lead["rts_step"] else "sgd"
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, or None where unknown. Setting it moves the schedules."""
+        return self._lead["rts_total_steps"] or None
+
+    @total_steps.setter
+    def total_steps(self, total_steps: int) -> None:
+        check_whole("total_steps", total_steps)
+        self.defaults["rts_total_steps"] = total_steps
+        self._set(rts_total_steps=total_steps)
+        self._look_at_switch()
+        self._warn_if_it_cannot_switch()
+
+    def observe_losses(self, train_loss: float, eval_loss: float) -> bool:
+        """Feed one epoch's mean training and validation loss to the switch; return whether it has fired."""
+        self.switch.observe_losses(train_loss=float(train_loss), eval_loss=float(eval_loss))
+        self._look_at_switch()
+        return self.switch.fired
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the run was told, without how far it has come: total steps, schedules, switch."""
+        lead = self._lead
+        own = {key: value for key, value in _lists(lead, "rts_").items() if not key.startswith(("state_", "switch_"))}
+        progress = ("step", "switched_at", "gradient_evaluations", "pending_norms")
+        told = {key: value for key, value in own.items() if key not in progress}
+        return {**told, "switch": self.switch.name, **{f"switch_{k}": v for k, v in self.switch.settings().items()}}
+
+    def apply_settings(self, settings: dict[str, Any]) -> None:
+        """Take over what :meth:`settings` of another optimizer returned; position and phase stay.
+
+        A switch of the same kind and settings keeps its state, another one starts anew.
+        """
+        told = {key: value for key, value in settings.items() if not key.startswith("switch")}
+        self._set(**{f"rts_{key}": value for key, value in told.items()})
+        given = {key.removeprefix("switch_"): value for key, value in settings.items() if key.startswith("switch_")}
+        if settings["switch"] != self.switch.name or given != self.switch.settings():
+            self.switch = create_switch(settings["switch"], given)
+        self._look_at_switch()
+
+    def restart(self) -> None:
+        """Go back to the start of a run: no step done, not switched. The base optimizer keeps its momentum."""
+        self._unread_norms = []
+        first = {key: value for key, value in self.defaults.items() if key.startswith("rts_state_")}
+        self.switch.load_state_dict(_lists(first, "rts_state_"))
+        self._set(rts_step=0, rts_switched_at=-1, rts_gradient_evaluations=0, rts_pending_norms=[])
+        self._look_at_switch()
+
+    def join(self, steps: int) -> None:
+        """Take part in a run from here on, of which the base optimizer has taken the first ``steps`` alone."""
+        self._set(rts_step=steps, rts_switched_at=-1, rts_gradient_evaluations=steps)
+        self._look_at_switch()
+
+    # ---- Counting and switching ----
+
+    def _finish_step(self, gradient_evaluations: int, norm: Tensor | None) -> None:
+        """Count one step and let the switch hear of it; ``norm`` is ‖g‖ on the device, None after the switch."""
+        if self.switch.window and norm is not None:
+            self._unread_norms.append(norm)
+            # Reading a norm waits for the device, so they are gathered and read once a window.
+            if self._lead["rts_pending_norms_length"] + len(self._unread_norms) >= self.switch.window:
+                self._read_norms()
+                for value in _lists(self._lead, "rts_")["pending_norms"]:
+                    self.switch.observe_norm(value)
+                self._set(rts_pending_norms=[])
+        lead = self._lead
+        self._set(
+            rts_step=lead["rts_step"] + 1,
+            rts_gradient_evaluations=lead["rts_gradient_evaluations"] + gradient_evaluations,
+        )
+        self._look_at_switch()
+
+    def _read_norms(self) -> None:
+        if self._unread_norms:
+            read = torch.stack(self._unread_norms).tolist()
+            self._set(rts_pending_norms=[*_lists(self._lead, "rts_")["pending_norms"], *read])
+            self._unread_norms = []
+
+    def _look_at_switch(self) -> None:
+        """Tell the switch the position, change the phase if it has fired, and put its state into the groups."""
+        lead = self._lead
+        if lead["rts_switched_at"] < 0 and self.switch.observe_step(lead["rts_step"], self.total_steps):
+            self._set(rts_switched_at=lead["rts_step"])
+        self._set(**self._switch_entries())
+
+    def _switch_entries(self) -> dict[str, Any]:
+        settings = {f"rts_switch_{key}": value for key, value in self.switch.settings().items()}
+        state = {f"rts_state_{key}": value for key, value in self.switch.state_dict().items()}
+        return {"rts_switch": place(self.switch.name, SWITCHES), **settings, **state}
+
+    # ---- Entries of the groups ----
+
+    @property
+    def _lead(self) -> dict[str, Any]:
+        """The group that is read; all hold the same entries, but a sharded load can skip a group without parameters."""
+        return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
+
+    def _set(self, **entries: Any) -> None:
+        numbers = _numbers(self.switch.window, **entries)
+        for group in self.param_groups:
+            group.update(numbers)
+
+    def _share_with_base(self) -> None:
+        self.base_optimizer.param_groups = self.param_groups
+        self.base_optimizer.state = self.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it joins the others' position and phase."""
+        super().add_param_group(param_group)
+        if len(self.param_groups) > 1:
+            self._set(**_own(self._lead))
+
+    # ---- Saving, loading, copying ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state and, in the groups, the position, the phase and the switch's state."""
+        self._read_norms()
+        return super().state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._read_norms()
+        return {**super().__getstate__(), "base_optimizer": self.base_optimizer, "switch": self.switch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over groups and state from ``load_state_dict`` or a copy; a plain optimizer's start the count at 0.
+
+        Raises:
+            ValueError: If they were saved with a switch of a class that is not this package's, and this optimizer has
+                another.
+        """
+        super().__setstate__(state)
+        self._unread_norms = []
+        self._warned = set()
+        lead = self._lead
+        self._set(**_own(lead if "rts_switch" in lead else self.defaults))
+        self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
+
+        name = name_at(lead["rts_switch"], SWITCHES)
+        settings = _lists(lead, "rts_switch_")
+        if name is None and self.switch.name in SWITCHES:
+            raise ValueError(
+                f"The state was saved with a switch of another class than {self.switch!r}, one that this package does "
+                "not have; construct the optimizer with it."
+            )
+        if name is not None and (name != self.switch.name or settings != self.switch.settings()):
+            self.switch = create_switch(name, settings)
+        self.switch.load_state_dict(_lists(lead, "rts_state_"))
+        self._look_at_switch()
+
+    # ---- Warnings ----
+
+    def _warn_if_it_cannot_switch(self) -> None:
+        reason = None if self.switch.fired else self.switch.cannot_fire(total_steps=self.total_steps)
+        if reason is not None:
+            self._warn_once(f"This run will never perturb: {reason}")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+def place(name: str, table: Mapping[str, Any]) -> int:
+    """Return the place of ``name`` in ``table``, or -1 if it is not there."""
+    return list(table).index(name) if name in table else -1
+
+
+def name_at(place: int, table: Mapping[str, Any]) -> str | None:
+    """Return the name at ``place`` in ``table``, or None for -1."""
+    return None if place < 0 else list(table)[place]
+
+
+def _own(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key.startswith("rts_")}
+
+
+def _numbers(slots: int, **entries: Any) -> dict[str, Any]:
+    """Return the entries with every list spread over numbered ones, ``slots`` of them at least.
+
+    A sharded load (torch.distributed.checkpoint) reads only the entries that the optimizer it loads into already has.
+
+    >>> _numbers(3, rts_step=3, rts_norms=[0.5, 0.25])
+    {'rts_step': 3, 'rts_norms_length': 2, 'rts_norms_0': 0.5, 'rts_norms_1': 0.25, 'rts_norms_2': 0.0}
+    """
+    spread: dict[str, Any] = {}
+    for key, value in entries.items():
+        if isinstance(value, list):
+            spread[f"{key}_length"] = len(value)
+            padded = [*value, *[0.0] * (slots - len(value))]
+            spread.update({f"{key}_{position}": item for position, item in enumerate(padded)})
+        else:
+            spread[key] = value
+    return spread
+
+
+def _lists(group: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return a group's entries under a prefix, without it, and with numbered ones as the lists they were.
+
+    >>> _lists({"lr": 0.1, "rts_step": 3, "rts_norms_length": 2, "rts_norms_0": 0.5, "rts_norms_1": 0.25}, "rts_")
+    {'step': 3, 'norms': [0.5, 0.25]}
+    """
+    found = {key.removeprefix(prefix): value for key, value in group.items() if key.startswith(prefix)}
+    for name in [key.removesuffix("_length") for key in found if key.endswith("_length")]:
+        numbered = [f"{name}_{position}" for position in range(found.pop(f"{name}_length"))]
+        values = [found[key] for key in numbered]
+        # beyond the list's length, entries are padding or what a longer list has left behind
+        found = {key: value for key, value in found.items() if not re.fullmatch(rf"{name}_\d+", key)}
+        found[name] = values
+    return found

@@ -1,0 +1,116 @@
+"""The base optimizer's step on a gradient that is divided by its global norm."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rts_hf.optim.perturbation import is_sharded, is_unusable, unit_gradients
+
+# Devices whose fused optimizers are known to divide by grad_scale.
+_DIVIDING_DEVICES = frozenset({"cpu", "cuda"})
+
+
+def take_unit_step(
+    base: Optimizer,
+    params: list[Tensor],
+    grads: list[Tensor],
+    norm: Tensor,
+    buffers: Callable[[], list[Tensor]],
+) -> Tensor:
+    """Let ``base`` take its step on ``grads`` divided by ``norm``; return whether the norm is unusable, as a scalar.
+
+    A fused base divides by itself, in the pass over memory that it makes anyway, and leaves an infinite or NaN gradient
+    out as it does for a gradient scaler: weights and state stay. Any other base gets the quotient as ``param.grad``,
+    which is zero where the norm is unusable.
+
+    Args:
+        base: Optimizer of ``params``.
+        params: Parameters that have a gradient.
+        grads: Their gradients, in place as ``param.grad``; they may be divided in place.
+        norm: The gradients' global norm, a scalar tensor.
+        buffers: Returns tensors like ``params`` to work in; their contents are lost.
+    """
+    if divides(base, params, grads, norm):
+        unusable = is_unusable(norm)
+        base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
+        base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
+        try:
+            base.step()
+        finally:
+            del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
+        return unusable
+    units = buffers()
+    if [param.dtype for param in params] != [grad.dtype for grad in grads]:
+        units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
+    unusable = unit_gradients(grads, units, norm)
+    try:
+        for param, unit in zip(params, units, strict=True):
+            param.grad = unit
+        base.step()
+    finally:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+    return unusable
+
+
+def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> bool:
+    """Return whether ``base`` itself can divide these gradients in its step.
+
+    It can if it is fused, on plain tensors of one type that lie in memory as their gradients do. In the first step of a
+    parameter it may not: torch's fused SGD would leave its momentum uninitialized if it skipped that one.
+    """
+    return (
+        getattr(base, "_step_supports_amp_scaling", False)
+        and all(group.get("fused") for group in base.param_groups)
+        and norm.dtype == torch.float32
+        and not is_sharded(params)
+        and {device.type for device in {param.device for param in params}} <= _DIVIDING_DEVICES
+        and [param.dtype for param in params] == [grad.dtype for grad in grads]
+        and [param.stride() for param in params] == [grad.stride() for grad in grads]
+        and all(map(base.state.get, params))
+    )
+
+
+# How torch's scaler calls an optimizer's step() where it has looked for overflow; switched off, it calls it otherwise.
+_SCALERS_CALL = "_maybe_opt_step"
+# step() is called through a decorator and a wrapper of torch's, and perhaps accelerate's and a scheduler's.
+_FARTHEST_CALLER = 16
+
+
+def factor_between(before: Tensor | float, after: Tensor | float) -> float:
+    """Return what a gradient of norm ``before`` has been multiplied by since, now that its norm is ``after``.
+
+    Where one of them is zero, infinite or NaN this cannot be told, and counts as 1. Waits for the device.
+
+    >>> factor_between(512.0, 2.0)
+    0.00390625
+    >>> factor_between(0.0, 0.0)
+    1.0
+    """
+    before, after = float(before), float(after)
+    return after / before if 0 < before < math.inf and 0 < after < math.inf else 1.0
+
+
+def refuse_closure() -> None:
+    """Raise RuntimeError if a gradient scaler is among the callers.
+
+    :class:`torch.amp.GradScaler` itself refuses a closure only where it comes by keyword; accelerate passes it by
+    position.
+    """
+    frame = sys._getframe(1)
+    for _ in range(_FARTHEST_CALLER):
+        if frame.f_code.co_name == _SCALERS_CALL:
+            raise RuntimeError(
+                "step(closure) under a gradient scaler: it has looked for overflow, and unscaled, before the closure "
+                "makes the gradients, so the step would take scaled ones. Call backward(), then the second pass inside "
+                "`with optimizer.perturbed():`, then the scaler's (or accelerate's) step() without a closure."
+            )
+        if frame.f_back is None:
+            return
+        frame = frame.f_back

@@ -1,0 +1,308 @@
+"""What an update costs: time, memory, dispatched operations and waits for the device."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from benchmark.timers import Figure, interleaved, medians, ratio
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rts_hf.optim.optimizer import RTSPUGD
+from rts_hf.optim.second_pass import keep_buffers
+
+# Parameter-sized reads and writes that a perturbed update needs at least, with SGD and momentum: to save w and measure
+# (read w and g, write the copy), to perturb and scale (read and write both), to restore (read the copy, write w), for
+# the norm of the sum (read g), for the step (read w, g and the momentum, write w and the momentum).
+TRANSFERS = 3 + 4 + 2 + 1 + 5
+SETTINGS: dict[str, Any] = {"lr": 1e-6, "base": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+
+
+def update_over_two_passes(device: str = "cpu", *, repeats: int = 5, batch: int = 128) -> Figure:
+    """Time a perturbed update against the two forward-backward passes in it."""
+    model, x, y = _small_resnet(device, batch)
+    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, fused=True, **SETTINGS)
+
+    def passes() -> None:
+        for _ in range(2):
+            cross_entropy(model(x), y).backward()
+        optimizer.zero_grad()
+
+    def update() -> None:
+        cross_entropy(model(x), y).backward()
+        with optimizer.perturbed(), keep_buffers(model):
+            cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    seconds = interleaved({"update": update, "passes": passes}, repeats=repeats, device=device)
+    return Figure(
+        "update",
+        f"perturbed update ÷ two forward-backward passes (`resnet18_small`, 32 px, batch {batch})",
+        ratio(seconds, "update", "passes"),
+        1.03,
+        details=medians(seconds),
+    )
+
+
+def update_before_switch(device: str = "cpu", *, repeats: int = 21, batch: int = 128) -> Figure:
+    """Time an update before the switch, with the variance switch listening, against the base optimizer alone."""
+    model, x, y = _small_resnet(device, batch)
+    listening = RTSPUGD(
+        model.parameters(), switch="gradient_variance", switch_gamma=1e-12, total_steps=10**6, **SETTINGS
+    )
+    settings = {name: value for name, value in SETTINGS.items() if name != "base"}
+    plain = timm.optim.create_optimizer_v2(model, opt="sgd", **settings)
+
+    def update(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+        def call() -> None:
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return call
+
+    seconds = interleaved({"listening": update(listening), "plain": update(plain)}, repeats=repeats, device=device)
+    return Figure(
+        "before_switch",
+        f"update before the switch, its variance watched ÷ SGD alone (the same model, batch {batch})",
+        ratio(seconds, "listening", "plain"),
+        1.02,
+        details=medians(seconds),
+    )
+
+
+def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "vit_base_patch16_224") -> list[Figure]:
+    """Time all of a perturbed update but its passes, against pytorch_optimizer's SAM, and against streaming.
+
+    Raises:
+        ImportError: If pytorch_optimizer is not installed.
+    """
+    from pytorch_optimizer import SAM
+
+    params = params_with_gradients(timm.create_model(model_name).to(device))
+    copies = [torch.empty_like(param) for param in params]
+
+    def ours(**more: Any) -> Callable[[], None]:
+        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **more, **SETTINGS)
+
+        def call() -> None:
+            with optimizer.perturbed():
+                pass
+            optimizer.step()
+
+        return call
+
+    def stream() -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, [*params])
+
+    fused = ours(fused=True)
+    seconds = interleaved({"ours": fused, "copy": stream}, repeats=repeats, warm_up=2, device=device)
+    streaming = {"ours": seconds["ours"], "stream": [TRANSFERS / 2 * each for each in seconds["copy"]]}
+
+    theirs_params = params_with_gradients(timm.create_model(model_name).to(device))
+    theirs = SAM(theirs_params, torch.optim.SGD, rho=0.05, lr=1e-6, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+    def sam() -> None:
+        theirs.first_step(zero_grad=False)
+        theirs.second_step(zero_grad=False)
+
+    sides = {"ours beside it": fused, "unfused": ours(), "sam": sam}
+    beside = interleaved(sides, repeats=repeats, device=device)
+    elements = sum(param.numel() for param in params)
+    details = {**medians(seconds), **medians(beside), "parameters": elements, "transfers": TRANSFERS}
+    what = f"of a perturbed update (`{model_name}`, {elements / 1e6:.0f} M)"
+    against_fewer = ratio(streaming, "ours", "stream") * TRANSFERS / 13
+    return [
+        Figure(
+            "optimizer_over_sam",
+            f"optimizer part {what} ÷ SAM of `pytorch_optimizer`",
+            ratio(beside, "ours beside it", "sam"),
+            0.5,
+            note=f"with `fused=True`; {ratio(beside, 'unfused', 'sam'):.2f} without",
+            details=details,
+        ),
+        Figure(
+            "optimizer_over_streaming",
+            "the same ÷ the time to stream the bytes it must move",
+            ratio(streaming, "ours", "stream"),
+            1.3,
+            note=f"{TRANSFERS} parameter-sized transfers; against 13 it would be {against_fewer:.2f}",
+            details=details,
+        ),
+    ]
+
+
+def dispatched_operations() -> Figure:
+    """Count the operations that the optimizer part of a perturbed update asks torch for, profiler's marks left out."""
+    counts = {}
+    for name in ("resnet18", "resnet50"):
+        params = params_with_gradients(timm.create_model(name))
+        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, fused=True, **SETTINGS)
+        for _ in range(2):  # the first step of a base makes its state
+            with _Operations() as seen:
+                with optimizer.perturbed():
+                    pass
+                optimizer.step()
+        counts[name] = {"tensors": len(params), "operations": len(seen.names)}
+    return Figure(
+        "operations",
+        f"dispatched operations of it on ResNet-50 ({counts['resnet50']['tensors']} tensors)",
+        counts["resnet50"]["operations"],
+        40,
+        note=f"{counts['resnet18']['operations']} on ResNet-18's {counts['resnet18']['tensors']}; a CPU takes lists of "
+        "more than 33.5 M elements in parts",
+        details=counts,
+    )
+
+
+def extra_memory(device: str = "cpu") -> Figure:
+    """Measure what is held at the end of the second backward and not by SGD, in multiples of the parameters.
+
+    On a GPU it is what is allocated; on a CPU the tensors that Python holds, which leaves activations out.
+    """
+    held = {}
+    for name in ("sgd", "rts_pugd"):
+        gc.collect()
+        model, x, y = _small_resnet(device, 2)
+        parameters = sum(param.numel() * param.element_size() for param in model.parameters())
+        settings = {name: value for name, value in SETTINGS.items() if name != "base"}
+        more: dict[str, Any] = {"switch": None, "total_steps": 10**6} if name == "rts_pugd" else {}
+        optimizer = timm.optim.create_optimizer_v2(model, opt=name, **settings, **more)
+        for turn in range(3):
+            seen: list[int] = []
+            hook = next(model.parameters()).register_post_accumulate_grad_hook(
+                lambda _, seen=seen: seen.append(_bytes_held(device))
+            )
+            cross_entropy(model(x), y).backward()
+            if isinstance(optimizer, RTSPUGD):
+                seen.clear()
+                with optimizer.perturbed():
+                    cross_entropy(model(x), y).backward()
+            if turn == 2:
+                held[name] = seen[-1]
+            hook.remove()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        del optimizer, model, x, y
+    return Figure(
+        "memory",
+        "memory at the end of the second backward, beyond SGD's with momentum ÷ parameters",
+        round((held["rts_pugd"] - held["sgd"]) / parameters, 4),
+        1.0,
+        note="the copy of w",
+        details={**held, "parameters": parameters},
+    )
+
+
+def synchronizations(device: str = "cpu") -> Figure:
+    """Count how often an update waits for the device: what torch notes on a GPU, on a CPU the calls that would."""
+    model, x, y = _small_resnet(device, 2, "resnet_micro_small")
+    waits = _waits if device == "cpu" else _noted_waits
+    counts: dict[str, int] = {}
+    for phase, switch in (("perturbed", None), ("before the switch", "gradient_variance")):
+        more: dict[str, Any] = {"switch_window": 5, "switch_init_steps": 5, "switch_gamma": 1e-12} if switch else {}
+        optimizer = RTSPUGD(model.parameters(), switch=switch, total_steps=10**6, **more, **SETTINGS)
+        for step in range(20):
+            cross_entropy(model(x), y).backward()
+            with waits() as seen:
+                if optimizer.perturbing:
+                    with optimizer.perturbed():
+                        pass
+                optimizer.step()
+            optimizer.zero_grad()
+            if step >= 10:
+                counts[phase] = counts.get(phase, 0) + len(seen)
+    windows = counts["before the switch"] / 2  # ten steps are two windows
+    return Figure(
+        "synchronizations",
+        "host-device synchronisations per perturbed update",
+        counts["perturbed"] / 10,
+        0,
+        note=f"{windows:g} a window before the variance switch fires",
+        details={"steps": 10, **counts},
+    )
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "profiler":
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _waits() -> Iterator[list[str]]:
+    """Collect the calls inside the ``with`` block that read a tensor's values on the host."""
+    seen: list[str] = []
+    names = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy")
+    originals = {name: getattr(Tensor, name) for name in names}
+
+    def watched(name: str) -> Callable[..., Any]:
+        def call(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return originals[name](self, *args, **kwargs)
+
+        return call
+
+    for name in names:
+        setattr(Tensor, name, watched(name))
+    try:
+        yield seen
+    finally:
+        for name, original in originals.items():
+            setattr(Tensor, name, original)
+
+
+@contextmanager
+def _noted_waits() -> Iterator[list[str]]:
+    """Collect the waits for a CUDA device inside the ``with`` block, as torch's own debug mode notes them."""
+    before = torch.cuda.get_sync_debug_mode()
+    seen: list[str] = []
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield seen
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    seen += [str(each.message) for each in noted if "called a synchronizing" in str(each.message)]
+
+
+def _bytes_held(device: str) -> int:
+    if device != "cpu":
+        # what is asked for: the allocator hands out blocks of up to a megabyte more
+        return int(torch.get_device_module(device).memory_stats()["requested_bytes.all.current"])
+    storages = {}
+    for each in gc.get_objects():
+        if type(each) in (Tensor, nn.Parameter):  # others, such as those of a compiler, hold no memory
+            storage = each.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _small_resnet(device: str, batch: int, name: str = "resnet18_small") -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    import rts_hf.models.small_image  # noqa: F401  (registers the variants)
+
+    model = timm.create_model(name, num_classes=10).to(device)
+    return model, torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+
+
+def params_with_gradients(model: nn.Module) -> list[nn.Parameter]:
+    params = [*model.parameters()]
+    for param in params:
+        param.grad = torch.randn_like(param) * 1e-3
+    return params

@@ -1,0 +1,102 @@
+"""The base optimizer's step on a unit gradient: what a fused base does by itself, and when it may not."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rts_hf import RTSPUGD
+from rts_hf.optim.perturbation import global_norm
+from rts_hf.optim.unit_step import divides
+
+BASES = {"momentum": {"momentum": 0.9}, "sgd": {"momentum": 0.9}, "adamw": {}, "adam": {}}
+
+
+def made(base: str = "momentum", **settings: Any) -> tuple[nn.Module, RTSPUGD]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    return net, RTSPUGD(
+        net.parameters(), lr=0.01, base=base, switch=None, total_steps=8, weight_decay=0.1, **BASES[base], **settings
+    )
+
+
+def train(net: nn.Module, optimizer: RTSPUGD, steps: int, bad: int | None = None) -> None:
+    for step in range(steps):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        (net(x) - x[:, :3]).square().mean().backward()
+        with optimizer.perturbed():
+            (net(x) - x[:, :3]).square().mean().backward()
+        if step == bad:
+            next(net.parameters()).grad[0, 0] = torch.inf  # type: ignore[index]
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def can_divide(net: nn.Module, optimizer: RTSPUGD) -> bool:
+    params = [*net.parameters()]
+    grads = [torch.ones_like(p) for p in params]
+    return divides(optimizer.base_optimizer, params, grads, global_norm(grads))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_fused_base_takes_the_same_steps(base: str) -> None:
+    plain, fused = made(base), made(base, fused=True)
+    for net, optimizer in (plain, fused):
+        train(net, optimizer, 6)
+        assert can_divide(net, optimizer) == (optimizer is fused[1])
+    for a, b in zip(plain[0].parameters(), fused[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert not hasattr(fused[1].base_optimizer, "grad_scale")
+    assert not hasattr(fused[1].base_optimizer, "found_inf")
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_fused_base_takes_nothing_of_an_infinite_gradient(base: str, bad: int) -> None:
+    net, optimizer = made(base, fused=True)
+    train(net, optimizer, bad)
+    before = [p.detach().clone() for p in net.parameters()]
+    train(net, optimizer, 1, bad=0)
+    if bad:  # in the first step there is only weight decay
+        for p, old in zip(net.parameters(), before, strict=True):
+            assert torch.equal(p, old)
+    assert optimizer.stats()["unusable_gradients"] == 1
+    train(net, optimizer, 2)
+    assert all(p.isfinite().all() for p in net.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert all(value.isfinite().all() and value.abs().max() < 100 for value in states)
+
+
+def test_no_gradient_moves_a_fused_base_as_any_other() -> None:
+    nets = []
+    for settings in ({}, {"fused": True}):
+        net, optimizer = made("momentum", **settings)
+        train(net, optimizer, 2)
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        with pytest.warns(UserWarning, match="no second gradient"):
+            optimizer.step()
+        assert optimizer.stats()["unusable_gradients"] == 1
+        nets.append(net)
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_a_base_does_not_divide_what_it_would_spoil() -> None:
+    net, optimizer = made("momentum", fused=True)
+    assert not can_divide(net, optimizer)  # its momentum is not there yet
+    train(net, optimizer, 1)
+    assert can_divide(net, optimizer)
+    params = [*net.parameters()]
+    grads = [torch.ones_like(p) for p in params]
+    norm, base = global_norm(grads), optimizer.base_optimizer
+    turned = [
+        torch.ones(tuple(reversed(p.shape))).t() if p.dim() == 2 else g for p, g in zip(params, grads, strict=True)
+    ]
+    assert not divides(base, params, turned, norm)  # the fused kernel walks through memory
+    assert not divides(base, params, [g.bfloat16() for g in grads], norm)
+    assert not divides(base, params, grads, norm.double())  # it reads the scale as float32
+    for group in base.param_groups:
+        group["fused"] = False
+    assert not divides(base, params, grads, norm)

@@ -1,0 +1,98 @@
+"""Numbers outside their range, and arguments that would do nothing, are refused before any work."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from rts_hf import RTSTrainingArguments
+from rts_hf.training.checks import warn_of_a_single_image
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size=-2 must be at least 1"),
+        ({"num_train_epochs": 0.0}, "num_train_epochs=0.0 must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"momentum": 2.0}, "momentum=2.0 must be at least 0 and at most 1"),
+        ({"label_smoothing_factor": 2.0}, "label_smoothing_factor=2.0 must be at least 0 and at most 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must be at least 0"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience=0 must be at least 1"),
+        ({"max_skipped_updates": 0}, "max_skipped_updates=0 must be at least 1"),
+        ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        (
+            {"save_strategy": "steps", "save_steps": 0, "load_best_model_at_end": False},
+            "save_steps=0 must be greater than 0",
+        ),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1"),
+        ({"learning_rate": True}, "learning_rate=True must be a number"),
+        ({"max_skipped_updates": 2.5}, "max_skipped_updates=2.5 must be a whole number"),
+        ({"seed": 1.5}, "seed=1.5 must be a whole number"),
+        (
+            {"early_stopping_patience": 2, "eval_strategy": "no", "load_best_model_at_end": False},
+            "early_stopping_patience=2 waits for better evaluations, but eval_strategy='no'",
+        ),
+        (
+            {"early_stopping_patience": 2, "metric_for_best_model": None, "load_best_model_at_end": False},
+            "metric_for_best_model=None; set both",
+        ),
+        ({"do_train": True}, "do_train=True cannot be set: the training command always trains"),
+        ({"hub_always_push": True}, "hub_always_push=True cannot be set: the run is published once, at its end"),
+        ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
+        ({"eval_strategy": "no"}, "eval_strategy='no' leaves nothing to tell the best weights by"),
+        ({"save_strategy": "no"}, "save_strategy='no' with eval_strategy='epoch'"),
+    ],
+)
+def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 3}'},
+        {"lr_scheduler_type": "constant"},
+        {"momentum": 0.0, "label_smoothing_factor": 0.1},
+        {"save_strategy": "best"},
+        {"eval_strategy": "no", "load_best_model_at_end": False},
+    ],
+)
+def test_accepted(tmp_path: Path, settings: dict) -> None:
+    RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "warned"),
+    [
+        (129, {}, True),
+        (128, {}, False),
+        (130, {}, False),
+        (1, {}, False),
+        (129, {"dataloader_drop_last": True}, False),
+        (5, {"per_device_train_batch_size": 1}, False),
+        (5, {"per_device_train_batch_size": 4}, True),
+    ],
+)
+def test_a_last_batch_of_one_image_is_warned_of(tmp_path: Path, images: int, settings: dict, warned: bool) -> None:
+    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warn_of_a_single_image(args, images)
+    assert [f"a single one of the {images} training images" in str(each.message) for each in told] == [True] * warned
+
+
+@pytest.mark.parametrize(("images", "alone"), [(129, True), (65, False)])
+def test_an_image_in_a_window_with_others_takes_no_step_of_its_own(tmp_path: Path, images: int, alone: bool) -> None:
+    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=2)
+    with pytest.warns(UserWarning, match="a single one of") as told:
+        warn_of_a_single_image(args, images)
+    assert ("a unit step" in str(told[0].message)) is alone
+    assert "BatchNorm's statistics follow it" in str(told[0].message)

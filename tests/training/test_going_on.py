@@ -1,0 +1,227 @@
+"""Where a run may be gone on with, and that it is the same run: turned on late, over already, stopped, searched."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_for_tests import Images, SignalAt, make_model, make_trainer, training_logs
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rts_hf import RTSTrainer
+from rts_hf.training.checkpoints import MARKER_NAME, last_checkpoint, what_is_missing
+from rts_hf.training.stopping import StopOnSigterm
+
+EVERY = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}  # 14 updates, 7 an epoch
+pytestmark = pytest.mark.filterwarnings("ignore:The switch", "ignore:This run will never perturb")
+
+
+def same(whole: RTSTrainer, resumed: RTSTrainer) -> None:
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert training_logs(resumed) == training_logs(whole)
+    evaluations = [[e for e in t.state.log_history if "eval_loss" in e] for t in (whole, resumed)]
+    assert [e["step"] for e in evaluations[0]] == [e["step"] for e in evaluations[1]]
+    assert [e["eval_loss"] for e in evaluations[0]] == [e["eval_loss"] for e in evaluations[1]]
+
+
+# ---- Turned on late ----
+
+
+@pytest.mark.parametrize(
+    ("switch_at", "switched_at", "evaluations"),
+    [(None, 7, 21), ("0.8", 12, 16), ("6", 6, 22), ("4", 4, 24), ("0", 4, 24), ("2", 4, 24), ("1.0", None, 14)],
+)
+def test_what_was_plain_counts_where_rts_pugd_is_turned_on_late(
+    tmp_path: Path, switch_at: str | None, switched_at: int | None, evaluations: int
+) -> None:
+    make_trainer(tmp_path, opt="sgd", **EVERY).train()
+    settings = {} if switch_at is None else {"switch": "fixed", "switch_at": switch_at}
+    late = make_trainer(tmp_path, **settings, **EVERY)
+    late.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert late.switched_at() == switched_at
+    assert late.gradient_evaluations == evaluations
+    entries = {entry["step"]: entry for entry in training_logs(late)}
+    assert [entries[step]["gradient_evaluations"] for step in (1, 4, 5)] == [1, 4, 5 + (switched_at == 4)]
+    assert entries[14]["alpha_r"] == pytest.approx(0.0, abs=1e-12)  # the end of the whole run's schedule
+
+
+def test_it_is_as_if_the_plain_part_had_been_the_first_phase(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "sgd", opt="sgd", **EVERY).train()
+    whole = make_trainer(tmp_path / "rts", switch="fixed", switch_at="6")
+    whole.train()
+    late = make_trainer(tmp_path / "sgd", switch="fixed", switch_at="6", **EVERY)
+    late.train(resume_from_checkpoint=str(tmp_path / "sgd" / "checkpoint-4"))
+    for a, b in zip(whole.model.parameters(), late.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_optimizer_state_of_other_groups_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=4, save_steps=4, optim="sgd", learning_rate=0.05,
+        per_device_train_batch_size=4, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model=make_model(), args=arguments, train_dataset=Images()).train()
+    late = make_trainer(tmp_path, switch="fixed", switch_at="6")
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint='.*checkpoint-4' holds an optimizer state .*weights"):
+        late.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+# ---- Over already ----
+
+
+def test_a_run_that_had_all_its_updates_gets_no_more(tmp_path: Path) -> None:
+    settings = {
+        **EVERY,
+        "max_steps": 10,
+        "eval_strategy": "epoch",
+        "switch": "fixed",
+        "switch_at": "3",
+    }  # of 7 an epoch
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert resumed.state.global_step == 10
+    assert not (tmp_path / "checkpoint-11").exists()
+    same(whole, resumed)
+
+
+@pytest.mark.parametrize("step", [7, 14, 21])  # two evaluations without a better one end it at 21
+def test_a_run_that_early_stopping_ended_gets_no_more(tmp_path: Path, step: int) -> None:
+    settings = {
+        "opt": "sgd", "learning_rate": 0.0, "num_train_epochs": 9, "eval_strategy": "epoch", "save_strategy": "epoch",
+        "metric_for_best_model": "f1_macro", "load_best_model_at_end": True, "save_total_limit": None,
+    }  # fmt: skip
+
+    def make() -> RTSTrainer:
+        return make_trainer(tmp_path, callbacks=[EarlyStoppingCallback(2)], **settings)
+
+    whole = make()
+    whole.train()
+    assert whole.state.global_step == 21
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 21
+    same(whole, resumed)
+    resumed.train()  # a run of its own, in which nothing has been waited for yet
+    assert resumed.state.global_step == 21
+
+
+# ---- Stopped ----
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_checkpoint_of_a_stopped_run_stays_with_a_limit_of_one(tmp_path: Path, jit: bool) -> None:
+    settings = {
+        "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 1,
+        "load_best_model_at_end": True, "metric_for_best_model": "f1_macro", "learning_rate": 0.0, "opt": "sgd",
+        "enable_jit_checkpoint": jit,
+    }  # fmt: skip
+
+    def make(*callbacks: TrainerCallback) -> RTSTrainer:
+        trainer = make_trainer(tmp_path, callbacks=list(callbacks), **settings)
+        trainer._determine_best_metric = lambda metrics, trial: mark_best(trainer)  # type: ignore[method-assign]
+        return trainer
+
+    def mark_best(trainer: RTSTrainer) -> bool:
+        """The first evaluation is the best."""
+        is_first = trainer.state.best_metric is None
+        if is_first:
+            trainer.state.best_metric, trainer.state.best_global_step = 1.0, trainer.state.global_step
+        return is_first
+
+    stopped = make(*([] if jit else [StopOnSigterm()]), SignalAt(6))
+    stopped.train()
+    assert stopped.state.global_step == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    finished = make()
+    finished.train(resume_from_checkpoint="last")
+    assert finished.resumed_at == [6]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]  # as transformers leaves it
+
+
+def test_an_evaluation_at_the_start_is_not_repeated(tmp_path: Path) -> None:
+    gap = {"switch": "generalization_gap", "switch_base_epochs": 1, "switch_every": 1, "switch_mu": 1e-6}
+    settings = {**EVERY, **gap, "eval_strategy": "epoch", "num_train_epochs": 3, "eval_on_start": True}
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    resumed = make_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.switched_at() == whole.switched_at()
+    same(whole, resumed)
+    assert resumed.args.eval_on_start
+    assert [e["step"] for e in whole.state.log_history if "eval_loss" in e] == [0, 7, 14, 21]
+
+
+# ---- Checkpoints that nothing can be gone on from ----
+
+
+def test_the_newest_whole_checkpoint_is_found_without_the_command(tmp_path: Path) -> None:
+    make_trainer(tmp_path, **EVERY, max_steps=3).train()
+    (tmp_path / "checkpoint-3" / "optimizer.pt").unlink()
+    for wanted in (True, "last"):
+        again = make_trainer(tmp_path, **EVERY, max_steps=3)
+        again.train(resume_from_checkpoint=wanted)
+        assert again.resumed_at == [2]
+        (tmp_path / "checkpoint-3" / "scheduler.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-3' is not a whole checkpoint \(scheduler.pt is missing\)"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        make_trainer(tmp_path / "empty", **EVERY).train(resume_from_checkpoint=True)
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from_and_are_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, **{**EVERY, "save_total_limit": 2}, max_steps=3, save_only_model=True)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    with pytest.raises(ValueError, match=r"no whole checkpoint \(checkpoint-3: optimizer.pt is missing"):
+        last_checkpoint(tmp_path)
+
+
+def test_rotation_leaves_what_others_wrote_to_the_limit(tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, max_steps=2, save_steps=1, save_only_model=True, report_to="none",
+        per_device_train_batch_size=4, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model=make_model(), args=arguments, train_dataset=Images()).train()
+    for name, content in (("checkpoint-3", "model.safetensors"), ("checkpoint-4", "precious")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / content).write_text("mine")
+    settings = {"save_strategy": "steps", "save_steps": 4, "max_steps": 4, "save_total_limit": 10}
+    make_trainer(tmp_path, **settings).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in (1, 2, 3, 4)]
+    assert (tmp_path / "checkpoint-4" / "precious").read_text() == "mine"
+    assert what_is_missing(tmp_path / "checkpoint-4") is None
+
+
+def test_what_an_earlier_command_left_of_a_checkpoint_is_cleared_away(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    (checkpoint / ".tmpAbC123").write_text("draft")
+    (checkpoint / MARKER_NAME).write_text(json.dumps({"files": None}))
+    assert what_is_missing(checkpoint) == "it was not written to its end"
+    make_trainer(tmp_path, **settings).train()
+    assert what_is_missing(checkpoint) is None
+    assert not (checkpoint / ".tmpAbC123").exists()
+
+
+def test_a_trial_of_a_search_saves_in_its_own_folder(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "precious").write_text("mine")
+    own_folder = tmp_path / "run-0"
+    trainer._get_output_dir = lambda trial: str(tmp_path if trial is None else own_folder)  # type: ignore[method-assign]
+    save = trainer._save_checkpoint
+
+    def as_in_a_search(model: Any, trial: Any) -> None:
+        save(model, {"learning_rate": 0.1})
+
+    trainer._save_checkpoint = as_in_a_search  # type: ignore[method-assign, assignment]
+    trainer.train()
+    assert what_is_missing(own_folder / "checkpoint-2") is None
+    assert (tmp_path / "checkpoint-2" / "precious").read_text() == "mine"
+    shutil.rmtree(own_folder)
