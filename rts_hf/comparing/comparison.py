@@ -18,7 +18,7 @@ from rts_hf.optim.switches import PhaseSwitch
 from rts_hf.reports.run_folder import COMPARISON_NAME, RECORD_NAME, read_record
 from rts_hf.runs.command_line import parse_arguments
 from rts_hf.runs.record import command_line
-from rts_hf.runs.run import load_run_data
+from rts_hf.runs.stages import load_run_data
 from rts_hf.training.arguments import RTSTrainingArguments, settings_of, trajectory_settings
 from rts_hf.training.checkpoints import FREE_SETTINGS, last_checkpoint
 from rts_hf.training.checks import warn_of_a_single_image

@@ -17,25 +17,15 @@ from rts_hf.recipes.recorded import find_recipe, recipes_table
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
 
 _READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
-# Arguments of transformers' Trainer that people who train classifiers ask for; --help_all shows the others.
+# The twenty that people use; --help_all shows the others, of this package and of transformers' Trainer.
 _USUAL = frozenset(
     {
-        "output_dir",
-        "max_steps",
-        "gradient_accumulation_steps",
-        "warmup_steps",
-        "label_smoothing_factor",
-        "seed",
-        "bf16",
-        "fp16",
-        "dataloader_num_workers",
-        "resume_from_checkpoint",
-        "torch_compile",
-        "push_to_hub",
-        "hub_model_id",
-        "use_cpu",
+        "dataset", "model", "pretrained", "checkpoint",
+        "opt", "base", "recipe", "radius_beta_max", "switch", "switch_at", "perturb_every",
+        "learning_rate", "weight_decay", "num_train_epochs", "per_device_train_batch_size", "bf16",
+        "seed", "output_dir", "resume_from_checkpoint", "push_to_hub",
     }
-)
+)  # fmt: skip
 # What other training scripts call an argument
 _SAID_ELSEWHERE = {
     "--arch": "--model",
@@ -81,7 +71,7 @@ def parse_arguments(
         prog=program,
         usage="%(prog)s [arguments]",
     )
-    parser.add_argument("--help_all", action="help", help="Show the other arguments of transformers' Trainer too.")
+    parser.add_argument("--help_all", action="help", help="Show all arguments, those of transformers' Trainer too.")
     parser.add_argument(
         "--list_recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
         help="Show the recipes and their figures.",
@@ -173,9 +163,9 @@ def _group_optimizer(parser: argparse.ArgumentParser) -> None:
 
 
 def _hide_unusual(parser: argparse.ArgumentParser) -> None:
-    inherited = {f.name for f in fields(TrainingArguments)} - set(RTSTrainingArguments.__annotations__) - _USUAL
+    shown = _USUAL | {"help", "help_all", "list_recipes"}
     for action in parser._actions:
-        if action.dest in inherited or any(option.startswith("--no_") for option in action.option_strings):
+        if action.option_strings[0].removeprefix("--") not in shown and action.dest not in ("help",):
             action.help = argparse.SUPPRESS
 
 

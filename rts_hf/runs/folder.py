@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-from rts_hf.reports.run_folder import RECORD_NAME, STATE_NAME
+from rts_hf.reports.card import write_card
+from rts_hf.reports.figures import draw_run_figures, remove_run_figures
+from rts_hf.reports.run_folder import RECORD_NAME, STATE_NAME, read_record
 from rts_hf.training.arguments import RTSTrainingArguments
-from rts_hf.training.checkpoints import checkpoint_meant, means_last
+from rts_hf.training.checkpoints import check_same_run, checkpoint_meant, means_last
 
 T = TypeVar("T")
 
@@ -54,6 +58,39 @@ def free_folder(name: str) -> str:
     """Return the first of ``runs/<name>``, ``runs/<name>-2``, ... that does not exist, the same on all processes."""
     chosen: list[Any] = [str(next(path for path in _numbered(name) if not path.exists()))]
     return broadcast_object_list(chosen)[0]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a run writes.
+
+    Args:
+        path: Of the folder.
+        checkpoint: To go on from, or None.
+        finished: The record of a run that lies there complete and needs no resuming, or None.
+    """
+
+    path: Path
+    checkpoint: str | None
+    finished: dict[str, Any] | None
+
+
+def open_folder(training_args: RTSTrainingArguments, arguments: Mapping[str, Any]) -> Folder:
+    """Find out whether a run may write to its folder, and from where it goes on; nothing of the old is deleted yet.
+
+    Args:
+        training_args: With ``output_dir``.
+        arguments: The run's ``model``, ``data`` and ``training`` arguments by name.
+
+    Raises:
+        ValueError: As :func:`prepare_folder` does, or if the checkpoint is of a run with other arguments.
+    """
+    path = Path(str(training_args.output_dir))
+    checkpoint = prepare_folder(training_args)
+    if checkpoint is None:
+        return Folder(path, None, None)
+    check_same_run(checkpoint, arguments, override=training_args.override_schedule)
+    return Folder(path, checkpoint, _finished_record(path, training_args))
 
 
 def prepare_folder(training_args: RTSTrainingArguments) -> str | None:
@@ -178,3 +215,28 @@ def _delete_files(folder: Path, is_own: Callable[[Path], bool]) -> None:
             path.rmdir()
     if not any(folder.iterdir()):
         folder.rmdir()
+
+
+def make_report(folder: Path, draw: bool) -> None:
+    """Make pictures and card of a run; those of what it was before do not stay."""
+    (draw_run_figures if draw else remove_run_figures)(folder)
+    write_card(folder)
+
+
+def _finished_record(folder: Path, training_args: RTSTrainingArguments) -> dict[str, Any] | None:
+    """Return the record of a run that needs no resuming, having said so, or None."""
+    if training_args.override_schedule or not (folder / RECORD_NAME).is_file():
+        return None
+    record = read_record(folder)
+    if record.get("status") != "complete":
+        return None
+    if training_args.process_index == 0:
+        print(
+            f"The run in {os.path.relpath(folder)} is already finished, after {record['updates']} updates; its record "
+            "stays as it is. To train it for longer, give --num_train_epochs and --override_schedule.",
+            flush=True,
+        )
+        card = folder / "README.md"  # written last; without it the run was cut off while pictures and card were made
+        if not card.is_file() or card.stat().st_mtime < (folder / RECORD_NAME).stat().st_mtime:
+            make_report(folder, training_args.draw_figures)
+    return record

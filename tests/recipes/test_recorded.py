@@ -23,7 +23,7 @@ from rts_hf.recipes.recipe import Measured
 from rts_hf.recipes.recorded import find_recipe, recipes_table
 from rts_hf.runs.command_line import parse_arguments
 from rts_hf.runs.record import command_line, describe_recipe
-from rts_hf.runs.run import create_trainer, load_run_data
+from rts_hf.runs.stages import create_trainer, load_run_data
 from rts_hf.training.arguments import settings_of
 from rts_hf.training.optimizers import TWO_PASS_FIELDS
 

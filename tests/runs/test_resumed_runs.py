@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from rts_hf import DataArguments, ModelArguments, train
 from rts_hf.reports.run_folder import read_record
-from rts_hf.runs import run as runs
+from rts_hf.runs import stages as runs
 
 
 @pytest.fixture(scope="module")
