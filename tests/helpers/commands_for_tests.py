@@ -19,7 +19,7 @@ ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKER.parents[1]), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKER.parents[2]), os.environ.get("PYTHONPATH")])),
 }
 
 RESUME = ["--resume_from_checkpoint", "last"]
@@ -32,7 +32,7 @@ _COMMON = """
 SETTINGS = {
     # a window that is half full in the first checkpoint, dropout, entries of the log that begin before a checkpoint
     "variance": (16, """
-        --model test_vit --model_args {"drop_rate":0.2} --image_size 16 --load_best_model_at_end false
+        --model test_vit --model_args {"drop_rate":0.2,"depth":2} --image_size 16 --load_best_model_at_end false
         --switch gradient_variance --switch_window 6 --switch_init_steps 6 --switch_gamma 100
         --save_strategy steps --save_steps 5 --logging_steps 3
     """),
@@ -72,6 +72,22 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def run_worker(name: str, *words: str, **environment: str) -> str:
+    """Run a worker of this folder to its end, and return what it printed.
+
+    Its exit code is not asked: gloo sometimes aborts while processes end, after all their work.
+    """
+    result = subprocess.run(
+        [sys.executable, str(WORKER.with_name(name)), *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**ENVIRONMENT, **environment},
+    )
+    return result.stdout + result.stderr
 
 
 class Server:

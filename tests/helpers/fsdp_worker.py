@@ -1,4 +1,4 @@
-"""What two processes do in tests/test_fsdp.py: FSDP2 through accelerate and through the Trainer's own arguments.
+"""What two processes do in tests/training/test_fsdp.py: FSDP2 with accelerate and with the Trainer's arguments.
 
 On a CPU accelerate ignores FSDP. The one line that makes it shard is the answer of ``PartialState._prepare_backend``.
 """
@@ -25,6 +25,7 @@ from distributed_worker import (
     make_net,
     mine,
     one_process,
+    run_on_two,
     run_scenarios,
     shard,
     whole,
@@ -253,4 +254,4 @@ SCENARIOS: dict[str, Any] = {
 
 if __name__ == "__main__":
     answer_as_a_gpu()
-    run_scenarios(SCENARIOS, sys.argv[2:], Path(sys.argv[1]))
+    run_on_two(lambda: run_scenarios(SCENARIOS, Path(sys.argv[1])))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from distributed_worker import run_on_two
 from training_for_tests import Images, make_model, make_trainer, training_logs
 from transformers import TrainerCallback
 
@@ -46,6 +47,10 @@ def run(folder: Path, settings: dict[str, Any]) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-if __name__ == "__main__":
-    for name, settings in json.loads(sys.argv[2]).items():  # of the runs one after the other: imports take longest
+def run_all() -> None:
+    for name, settings in json.loads(sys.argv[2]).items():
         run(Path(sys.argv[1]) / name, settings)
+
+
+if __name__ == "__main__":
+    run_on_two(run_all)

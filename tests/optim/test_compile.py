@@ -17,7 +17,7 @@ from training_for_tests import SIZE, make_model, make_trainer
 from rts_hf import RTSPUGD
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)]
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=[NEEDS_COMPILER, pytest.mark.slow])]  # in the Trainer it is not
 UPDATES = 8
 
 
@@ -64,7 +64,8 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 8), nn.Tanh(), nn.Linear(8, 3))
+        norm = nn.BatchNorm1d(8)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 8), norm, nn.Tanh(), nn.Linear(8, 3))
         self.config = SimpleNamespace(num_labels=3)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:

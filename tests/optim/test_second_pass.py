@@ -1,10 +1,12 @@
 """What the second pass repeats and leaves alone, in a loop of one's own."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from rts_hf import RandomState, keep_buffers
+from rts_hf.optim.second_pass import every_module
 
 CPU = torch.device("cpu")
 
@@ -52,3 +54,15 @@ def test_constants_are_left_alone() -> None:
     with keep_buffers(module):
         module.constant += 1
     assert module.constant.item() == 1
+
+
+def test_a_models_modules_are_those_that_torch_names() -> None:
+    model = timm.create_model("test_vit")
+    assert {*map(id, every_module(model))} == {*map(id, model.modules())}
+
+
+def test_a_module_in_two_places_and_none_at_all() -> None:
+    inner = nn.Linear(2, 2)
+    model = nn.Sequential(inner, nn.Sequential(inner))
+    model.register_module("nothing", None)
+    assert [*every_module(model)].count(inner) == 2

@@ -1,11 +1,13 @@
 """Arguments: defaults, what reaches the optimizer, and errors before any work starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments
+from rts_hf.training.arguments import settings_of
 
 
 def make(tmp_path: Path, **settings: Any) -> RTSTrainingArguments:
@@ -106,3 +108,17 @@ def test_every_argument_has_a_help_text() -> None:
         own = cls.__dataclass_fields__
         missing = [name for name in cls.__annotations__ if name in own and not own[name].metadata.get("help")]
         assert missing == []
+
+
+def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
+    arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret", warmup_steps=7)
+    settings = settings_of(arguments)
+    assert settings["warmup_steps"] == 7
+    assert settings["weight_decay"] == 5e-4
+    assert "gradient_accumulation_steps" not in settings  # at transformers' default
+    assert "hf_secret" not in json.dumps(settings)
+    assert str(tmp_path) not in json.dumps(settings)
+    assert settings_of(ModelArguments(pretrained=True), only_changed=True) == {
+        "model": "resnet_micro_small", "pretrained": True,
+    }  # fmt: skip
+    assert settings_of(DataArguments(dataset="x"), only_changed=True) == {"dataset": "x"}

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import trainer_worker
+from commands_for_tests import run_worker
 from training_for_tests import Images, make_model, make_trainer
 
 from rts_hf.optim.schedules import AlphaSchedule
 
-WORKER = Path(__file__).parents[1] / "helpers" / "trainer_worker.py"
 COMMON = {"learning_rate": 0.05, "num_train_epochs": 1, "weight_decay": 1e-3}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -63,21 +59,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     folder = tmp_path_factory.mktemp("pairs")
     for name in PAIRS:
         (folder / name).mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    result = subprocess.run(
-        [*launcher, str(WORKER), str(folder), json.dumps({name: COMMON | each for name, each in PAIRS.items()})],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    # the exit code is not asked: gloo sometimes aborts while the processes end, after all their work
+    words = {name: COMMON | each for name, each in PAIRS.items()}
+    output = run_worker("trainer_worker.py", str(folder), json.dumps(words), ACCELERATE_USE_CPU="true")
     missing = [name for name in PAIRS if not (folder / name / "found.json").is_file()]
-    assert not missing, result.stdout + result.stderr
+    assert not missing, output
     return {name: read(folder / name) for name in PAIRS}
 
 

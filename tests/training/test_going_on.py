@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_for_tests import Images, SignalAt, make_model, make_trainer, training_logs
+from training_for_tests import Images, SignalAt, make_model, make_trainer, stopped, training_logs
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rts_hf import RTSTrainer
@@ -30,17 +30,22 @@ def same(whole: RTSTrainer, resumed: RTSTrainer) -> None:
 # ---- Turned on late ----
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint after update 4 of a plain run."""
+    return stopped(tmp_path_factory.mktemp("plain"), 4, opt="sgd", **EVERY)
+
+
 @pytest.mark.parametrize(
     ("switch_at", "switched_at", "evaluations"),
-    [(None, 7, 21), ("0.8", 12, 16), ("6", 6, 22), ("4", 4, 24), ("0", 4, 24), ("2", 4, 24), ("1.0", None, 14)],
+    [(None, 7, 21), ("0.8", 12, 16), ("6", 6, 22), ("4", 4, 24), ("2", 4, 24), ("1.0", None, 14)],
 )
 def test_what_was_plain_counts_where_rts_pugd_is_turned_on_late(
-    tmp_path: Path, switch_at: str | None, switched_at: int | None, evaluations: int
+    tmp_path: Path, plain: str, switch_at: str | None, switched_at: int | None, evaluations: int
 ) -> None:
-    make_trainer(tmp_path, opt="sgd", **EVERY).train()
     settings = {} if switch_at is None else {"switch": "fixed", "switch_at": switch_at}
-    late = make_trainer(tmp_path, **settings, **EVERY)
-    late.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    late = make_trainer(tmp_path, **settings)
+    late.train(resume_from_checkpoint=plain)
     assert late.switched_at() == switched_at
     assert late.gradient_evaluations == evaluations
     entries = {entry["step"]: entry for entry in training_logs(late)}
@@ -48,12 +53,11 @@ def test_what_was_plain_counts_where_rts_pugd_is_turned_on_late(
     assert entries[14]["alpha_r"] == pytest.approx(0.0, abs=1e-12)  # the end of the whole run's schedule
 
 
-def test_it_is_as_if_the_plain_part_had_been_the_first_phase(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "sgd", opt="sgd", **EVERY).train()
+def test_it_is_as_if_the_plain_part_had_been_the_first_phase(tmp_path: Path, plain: str) -> None:
     whole = make_trainer(tmp_path / "rts", switch="fixed", switch_at="6")
     whole.train()
-    late = make_trainer(tmp_path / "sgd", switch="fixed", switch_at="6", **EVERY)
-    late.train(resume_from_checkpoint=str(tmp_path / "sgd" / "checkpoint-4"))
+    late = make_trainer(tmp_path / "late", switch="fixed", switch_at="6")
+    late.train(resume_from_checkpoint=plain)
     for a, b in zip(whole.model.parameters(), late.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -89,25 +93,32 @@ def test_a_run_that_had_all_its_updates_gets_no_more(tmp_path: Path) -> None:
     same(whole, resumed)
 
 
-@pytest.mark.parametrize("step", [7, 14, 21])  # two evaluations without a better one end it at 21
-def test_a_run_that_early_stopping_ended_gets_no_more(tmp_path: Path, step: int) -> None:
+def make_impatient(folder: Path) -> RTSTrainer:
+    """Two evaluations without a better one end it after update 6, of 2 an epoch."""
     settings = {
         "opt": "sgd", "learning_rate": 0.0, "num_train_epochs": 9, "eval_strategy": "epoch", "save_strategy": "epoch",
         "metric_for_best_model": "f1_macro", "load_best_model_at_end": True, "save_total_limit": None,
     }  # fmt: skip
+    return make_trainer(folder, train=Images(8), callbacks=[EarlyStoppingCallback(2)], **settings)
 
-    def make() -> RTSTrainer:
-        return make_trainer(tmp_path, callbacks=[EarlyStoppingCallback(2)], **settings)
 
-    whole = make()
-    whole.train()
-    assert whole.state.global_step == 21
-    resumed = make()
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-    assert resumed.state.global_step == 21
-    same(whole, resumed)
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> RTSTrainer:
+    trainer = make_impatient(tmp_path_factory.mktemp("impatient"))
+    trainer.train()
+    assert trainer.state.global_step == 6
+    return trainer
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_that_early_stopping_ended_gets_no_more(tmp_path: Path, impatient: RTSTrainer, step: int) -> None:
+    folder = shutil.copytree(impatient.args.output_dir, tmp_path / "run")
+    resumed = make_impatient(folder)
+    resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 6
+    same(impatient, resumed)
     resumed.train()  # a run of its own, in which nothing has been waited for yet
-    assert resumed.state.global_step == 21
+    assert resumed.state.global_step == 6
 
 
 # ---- Stopped ----
@@ -146,14 +157,15 @@ def test_the_checkpoint_of_a_stopped_run_stays_with_a_limit_of_one(tmp_path: Pat
 def test_an_evaluation_at_the_start_is_not_repeated(tmp_path: Path) -> None:
     gap = {"switch": "generalization_gap", "switch_base_epochs": 1, "switch_every": 1, "switch_mu": 1e-6}
     settings = {**EVERY, **gap, "eval_strategy": "epoch", "num_train_epochs": 3, "eval_on_start": True}
+    settings |= {"train": Images(10)}  # 3 updates an epoch
     whole = make_trainer(tmp_path, **settings)
     whole.train()
     resumed = make_trainer(tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.switched_at() == whole.switched_at()
     same(whole, resumed)
     assert resumed.args.eval_on_start
-    assert [e["step"] for e in whole.state.log_history if "eval_loss" in e] == [0, 7, 14, 21]
+    assert [e["step"] for e in whole.state.log_history if "eval_loss" in e] == [0, 3, 6, 9]
 
 
 # ---- Checkpoints that nothing can be gone on from ----

@@ -1,4 +1,4 @@
-"""Two thousand updates leave memory, live tensors and open files where the first fifty left them."""
+"""A thousand updates leave memory, live tensors and open files where the first fifty left them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from rts_hf import RTSPUGD
 
-UPDATES, WARM = 2000, 50
+UPDATES, WARM = 1000, 50
 SWITCH = {"switch": "gradient_variance", "switch_window": 10, "switch_init_steps": 100, "switch_gamma": 50.0}
 
 
@@ -30,10 +30,10 @@ def usage() -> dict[str, int]:
 
 
 def assert_flat(before: dict[str, int], after: dict[str, int]) -> None:
-    assert after["bytes"] < 1.02 * before["bytes"]
+    assert after["bytes"] < 1.01 * before["bytes"]
     assert after["files"] <= before["files"]
-    # after the switch: the copy of the weights, a few norms; a tensor kept each update would be 2,000
-    assert after["tensors"] - before["tensors"] < 40
+    # after the switch: the copy of the weights, a few norms; a tensor kept each update would be 1,000
+    assert after["tensors"] - before["tensors"] < 20
 
 
 class Tiny(nn.Module):
@@ -90,7 +90,7 @@ def test_the_trainer(tmp_path: Path) -> None:
     watch = Watch()
     trainer = make_trainer(
         tmp_path, Tiny(), Vectors(), max_steps=UPDATES, logging_steps=100, scale="sine_heating", callbacks=[watch],
-        learning_rate=0.01, save_strategy="steps", save_steps=500, save_total_limit=2, **SWITCH,
+        learning_rate=0.01, save_strategy="steps", save_steps=250, save_total_limit=2, **SWITCH,
     )  # fmt: skip
     trainer.train()
     assert_flat(watch.found[WARM], watch.found[UPDATES])

@@ -9,17 +9,24 @@ import torch
 from training_for_tests import SignalAt, make_trainer, training_logs
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
+from rts_hf import RTSTrainer
 from rts_hf.training.checkpoints import what_is_missing
 from rts_hf.training.stopping import StopOnSigterm
 
 SETTINGS = {"switch": "fixed", "switch_at": "5", "eval_strategy": "epoch", "save_strategy": "no"}  # 7 updates an epoch
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RTSTrainer:
+    """An uninterrupted run, with a checkpoint at the end of each epoch."""
+    trainer = make_trainer(tmp_path_factory.mktemp("whole"), **{**SETTINGS, "save_strategy": "steps"}, save_steps=7)
+    trainer.train()
+    return trainer
+
+
 @pytest.mark.parametrize("update", [3, 7, 9])
 @pytest.mark.filterwarnings("ignore:The switch")
-def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, update: int) -> None:
-    whole = make_trainer(tmp_path / "whole", **SETTINGS)
-    whole.train()
+def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, whole: RTSTrainer, update: int) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     stop = StopOnSigterm()
     first = make_trainer(tmp_path / "parts", callbacks=[stop, SignalAt(update)], **SETTINGS)
@@ -41,12 +48,9 @@ def test_sigterm_saves_stops_and_loses_nothing(tmp_path: Path, update: int) -> N
 
 
 @pytest.mark.filterwarnings("ignore:The switch")
-def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "save_strategy": "steps", "save_steps": 7}
-    trainer = make_trainer(tmp_path, **settings)
-    trainer.train()
-    resumed = make_trainer(tmp_path, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_its_evaluation(tmp_path: Path, whole: RTSTrainer) -> None:
+    resumed = make_trainer(tmp_path, **{**SETTINGS, "save_strategy": "steps"}, save_steps=7)
+    resumed.train(resume_from_checkpoint=str(Path(whole.args.output_dir, "checkpoint-7")))
     steps = [entry["step"] for entry in resumed.state.log_history if "eval_loss" in entry]
     assert steps == [7, 14]
 

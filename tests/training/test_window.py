@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from training_for_tests import Images, make_arguments, make_model, make_trainer, training_logs
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
+from training_for_tests import Images, make_arguments, make_model, make_trainer, stopped, training_logs
+from transformers import ViTConfig, ViTForImageClassification
 
 from rts_hf import FixedSwitch, RTSTrainer, RTSTrainingArguments
 from rts_hf.comparing.method import gradient_evaluations
@@ -84,9 +84,10 @@ def test_without_labels_the_first_tensor_tells_how_many_images_there_are() -> No
 # ---- With which weight ----
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])  # with and without BatchNorm
+@pytest.mark.parametrize(
+    ("name", "accumulation", "smoothing"),  # without and with BatchNorm
+    [("test_vit", 1, 0.1), ("test_vit", 2, 0.0), ("test_vit", 4, 0.1), ("test_resnet", 2, 0.0)],
+)
 def test_half_of_two_equal_halves_is_the_whole_gradient(
     tmp_path: Path, name: str, accumulation: int, smoothing: float
 ) -> None:
@@ -164,15 +165,9 @@ def test_batchnorm_statistics_are_those_of_all_images(tmp_path: Path) -> None:
 # ---- At which cost ----
 
 
-@pytest.mark.parametrize(
-    ("settings", "share"),
-    [({"perturb_fraction": 0.5}, 0.5), ({"perturb_fraction": 0.3}, 0.5), ({"perturb_fraction": 0.75}, 0.75)],
-)
-@pytest.mark.parametrize("every", [1, 2])
-def test_gradient_evaluations_are_those_foreseen(
-    tmp_path: Path, settings: dict[str, Any], share: float, every: int
-) -> None:
-    trainer = trained(tmp_path, switch="fixed", switch_at="5", perturb_every=every, **settings)
+@pytest.mark.parametrize(("fraction", "share", "every"), [(0.3, 0.5, 1), (0.75, 0.75, 2)])
+def test_gradient_evaluations_are_those_foreseen(tmp_path: Path, fraction: float, share: float, every: int) -> None:
+    trainer = trained(tmp_path, switch="fixed", switch_at="5", perturb_every=every, perturb_fraction=fraction)
     logs = training_logs(trainer)
     for entry in logs:
         perturbed = -(-max(0, entry["step"] - 5) // every)
@@ -217,39 +212,33 @@ def test_an_update_that_is_skipped_has_cost_as_much(tmp_path: Path) -> None:
 SAVING = {"save_strategy": "steps", "save_steps": 100, "switch": "fixed", "switch_at": "3"}
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_save = control.should_training_stop = state.global_step == self.step
-        return control
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a run whose second pass takes all images, stopped after update 5."""
+    return stopped(tmp_path_factory.mktemp("undivided"), 5, **SAVING)
 
 
-def stopped(folder: Path, step: int, **settings: Any) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trained(folder, callbacks=[StopAt(step)], **settings)
-    return str(folder / f"checkpoint-{step}")
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> RTSTrainer:
+    """An uninterrupted run with a share, and a checkpoint at every update."""
+    saving = {**SAVING, "save_steps": 1, "save_total_limit": None}
+    return trained(tmp_path_factory.mktemp("divided"), perturb_fraction=0.3, **saving)
 
 
-@pytest.mark.parametrize("stop", [2, 5, 9])
-def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
-    whole = trained(tmp_path / "whole", perturb_fraction=0.3, **SAVING)
-    last = stopped(tmp_path / "parts", stop, perturb_fraction=0.3, **SAVING)
-    resumed = make_trainer(tmp_path / "parts", perturb_fraction=0.3, **SAVING)
-    resumed.train(resume_from_checkpoint=last)
-    assert torch.equal(flat(resumed), flat(whole))
-    assert training_logs(resumed) == training_logs(whole)
-    assert resumed.gradient_evaluations == whole.gradient_evaluations == 14 + 11 * 0.5
+@pytest.mark.parametrize("stop", [2, 9])  # before the switch, and after it
+def test_resumed_equals_uninterrupted(tmp_path: Path, divided: RTSTrainer, stop: int) -> None:
+    resumed = make_trainer(tmp_path, perturb_fraction=0.3, **SAVING)
+    resumed.train(resume_from_checkpoint=str(Path(divided.args.output_dir, f"checkpoint-{stop}")))
+    assert torch.equal(flat(resumed), flat(divided))
+    assert training_logs(resumed) == training_logs(divided)
+    assert resumed.gradient_evaluations == divided.gradient_evaluations == 14 + 11 * 0.5
 
 
-def test_another_share_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
-    last = stopped(tmp_path, 5, **SAVING)
+def test_another_share_is_refused_unless_it_is_meant(tmp_path: Path, undivided: str) -> None:
     with pytest.raises(ValueError, match=r"other settings \(perturb_fraction 1.0 → 0.5\).*override_schedule=True"):
-        make_trainer(tmp_path, perturb_fraction=0.5, **SAVING).train(resume_from_checkpoint=last)
+        make_trainer(tmp_path, perturb_fraction=0.5, **SAVING).train(resume_from_checkpoint=undivided)
     trainer = make_trainer(tmp_path, perturb_fraction=0.5, override_schedule=True, **SAVING)
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=undivided)
     assert trainer.changes == ["update 5: perturb_fraction 1.0 → 0.5"]
     assert trainer.gradient_evaluations == 5 + 2 + 9 * 1.5  # what is spent stays spent
 
@@ -261,8 +250,8 @@ def test_a_plain_run_goes_on_with_it(tmp_path: Path) -> None:
     assert trainer.gradient_evaluations == 4 + 10 * 1.5
 
 
-def test_a_checkpoint_from_before_there_was_a_share_goes_on(tmp_path: Path) -> None:
-    last = stopped(tmp_path, 5, **SAVING)
+def test_a_checkpoint_from_before_there_was_a_share_goes_on(tmp_path: Path, undivided: str) -> None:
+    last = str(shutil.copytree(undivided, tmp_path / "checkpoint-5"))
     state = Path(last) / "trainer_state.json"
     content = json.loads(state.read_text())
     kept = content["stateful_callbacks"]["RTSTrainer"]["attributes"]
