@@ -6,6 +6,7 @@ Each is a parser and one call. What a command needs is imported when it is calle
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -194,11 +195,15 @@ def publish(words: list[str], command: str) -> None:
 def demo(words: list[str], command: str) -> None:
     """Open a page on this machine that shows a run's model."""
     parser = _parser("Show a run's model in the browser: drop an image, see the class probabilities.\n", command)
-    parser.add_argument("run_dir", metavar="RUN", help="Folder of a complete run.")
-    folder = parser.parse_args(words).run_dir
+    parser.add_argument("run", metavar="RUN", help="Folder of a complete run, or the repository it was published in.")
+    run = parser.parse_args(words).run
+    if not Path(run).is_dir() and run.count("/") != 1:
+        raise ValueError(f"RUN={run!r} is no folder; name that of a complete run, or a repository as user/name.")
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the demo needs gradio: pip install 'rts_hf[space]'.")
     from rts_hf.publishing import demo
 
-    demo.build(demo.find_folder(folder)).launch()
+    demo.build(demo.find_folder(run)).launch()
 
 
 def recipes(words: list[str], command: str) -> None:

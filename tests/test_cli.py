@@ -34,12 +34,12 @@ def test_help_names_the_command_as_it_was_called(
         (["train", "--lerning_rate", "1"], "did you mean --learning_rate"),
         (["publish", "nowhere", "--repo", "a/b", "--dry_run"], "nowhere"),
         (["figures", "nowhere", "--output_dir", "out"], "nowhere"),
-        (["demo", "nowhere"], "nowhere"),
+        (["demo", "nowhere"], "RUN='nowhere' is no folder"),
         (["compare", "--opts", "sgd", "--output_dir", "out", "--print_commands", "--tune", "2"], "--print_commands"),
     ],
 )
 def test_what_is_wrong_ends_with_a_message(words: list[str], message: str) -> None:
-    with pytest.raises(SystemExit, match="^error: ") as left:
+    with pytest.raises(SystemExit, match=r"^error: ") as left:
         main(words)
     assert message in str(left.value)
 

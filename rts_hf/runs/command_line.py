@@ -40,6 +40,8 @@ _SAID_ELSEWHERE = {
     "--smoothing": "--label_smoothing_factor",
     "--wd": "--weight_decay",
 }
+# Said of transformers' Trainer, whose command means something else by it
+_HELP = {"push_to_hub": "Publish the run on the Hub when it is complete."}
 _METAVARS = {"metric_for_best_model": "METRIC"}
 
 
@@ -76,6 +78,8 @@ def parse_arguments(
         "--list_recipes", action=_ListRecipes, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
         help="Show the recipes and their figures.",
     )  # fmt: skip
+    for action in parser._actions:
+        action.help = _HELP.get(action.dest, action.help)
     if "--help_all" not in words:
         _hide_unusual(parser)
     _group_optimizer(parser)
