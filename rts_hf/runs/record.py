@@ -169,9 +169,9 @@ def _present(*arguments: Any) -> dict[str, Any]:
 def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> str:
     """Return the command that runs this again: what, on what, with what, every other argument that is not at its
     default, and no token."""
-    words = ["accelerate", "launch", "scripts/train.py"]
+    words = ["accelerate", "launch", "-m", "rts_hf", "train"]
     if args.world_size > 1 and args.device.type == "cpu":  # accelerate launch starts one process on a CPU
-        words = ["torchrun", "--nproc_per_node", str(args.world_size), "scripts/train.py"]
+        words = ["torchrun", "--nproc_per_node", str(args.world_size), "-m", "rts_hf", "train"]
     elif args.world_size > 1:
         words[2:2] = ["--num_processes", str(args.world_size)]
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,32 +118,6 @@ def mean_cross_entropy(logits: Any, labels: Any) -> float | None:
     if classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= scores.shape[1]:
         return None
     return cross_entropy(as_tensor(scores, dtype=float64), as_tensor(classes)).item()
-
-
-def class_accuracy(predictions: ArrayLike, labels: ArrayLike, label_names: Sequence[str]) -> dict[str, float]:
-    """Return, for every class that has examples, the share of them that was recognised (its recall).
-
-    >>> class_accuracy([0, 1, 1, 0], [0, 1, 0, 0], ["cat", "dog", "bird"]) == {"cat": 2 / 3, "dog": 1.0}
-    True
-
-    Args:
-        predictions: Predicted class indices (N,), N ≥ 1.
-        labels: True class indices (N,).
-        label_names: Name of every class, by index; all different.
-
-    Returns:
-        Accuracy in [0, 1] by class name, in class order. A class without an example has none and is left out.
-
-    Raises:
-        ValueError: For empty input, lengths that differ, indices without a name, or a name given twice.
-    """
-    names = [str(name) for name in label_names]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"label_names repeats {repeated}; give every class its own name.")
-    matrix = np.asarray(confusion_matrix(predictions, labels, len(names)))
-    totals = matrix.sum(axis=1)
-    return {name: float(matrix[i, i] / totals[i]) for i, name in enumerate(names) if totals[i]}
 
 
 def confusion_matrix(predictions: ArrayLike, labels: ArrayLike, num_labels: int) -> list[list[int]]:

@@ -126,9 +126,9 @@ def test_commands_for_any_scheduler(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert not made
-    assert lines[1].startswith("accelerate launch scripts/train.py ")
+    assert lines[1].startswith("accelerate launch -m rts_hf train ")
     # Run elsewhere, they are what the comparison goes on from.
-    monkeypatch.setattr(sys, "argv", ["train.py", *lines[0].split()[3:]])
+    monkeypatch.setattr(sys, "argv", ["train.py", *lines[0].split()[5:]])
     runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
     capsys.readouterr()
     run_script(monkeypatch, *words, "--print_commands")

@@ -106,7 +106,7 @@ def test_a_recipe_is_compared_with_what_is_said_for_all_in_place_of_its_own_data
     assert plan.methods[1].updates == updates_within(plan.gradient_evaluations, FixedSwitch(0.5))
     command = plan.command(plan.cells()[1])
     assert "--recipe cifar10_radius" in command
-    _, data, args = parse_arguments(command.split()[3:])
+    _, data, args = parse_arguments(command.split()[5:])
     assert (data.dataset, args.opt, args.radius, args.switch_at) == (
         "digits", "rts_pugd", find_recipe("cifar10_radius").settings["radius"], 0.5,
     )  # fmt: skip

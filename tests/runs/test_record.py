@@ -20,8 +20,8 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     assert "hf_secret" not in command
     assert str(tmp_path) not in command
     again = shlex.split(command)
-    assert again[:3] == ["accelerate", "launch", "scripts/train.py"]
-    second = parse_arguments([*again[3:], "--output_dir", str(tmp_path / "other")])
+    assert again[:5] == ["accelerate", "launch", "-m", "rts_hf", "train"]
+    second = parse_arguments([*again[5:], "--output_dir", str(tmp_path / "other")])
     assert first[0] == second[0]
     assert first[1] == second[1]
     assert settings_of(first[2]) == settings_of(second[2])

@@ -66,7 +66,7 @@ def test_the_record_tells_the_run(main_job: tuple[Path, str, float]) -> None:
     record = read_record(main_job[0])
     assert record["status"] == "complete"
     assert record["command"] == (
-        "accelerate launch scripts/train.py --model resnet_micro_small --dataset digits --opt rts_pugd --seed 42"
+        "accelerate launch -m rts_hf train --model resnet_micro_small --dataset digits --opt rts_pugd --seed 42"
     )
     assert record["data"]["splits"] == {"train": 1293, "validation": 144, "test": 360}
     assert record["arguments"]["training"]["num_train_epochs"] == 30

@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics as reference
 from transformers import EvalPrediction
 
-from rts_hf.training.metrics import build_metrics, class_accuracy, classification_metrics, confusion_matrix
+from rts_hf.training.metrics import build_metrics, classification_metrics, confusion_matrix
 
 PREDICTIONS = [0, 1, 1, 2, 0, 2]
 LABELS = [0, 1, 0, 2, 0, 1]
@@ -109,11 +109,6 @@ def test_unknown_attribute_is_an_attribute_error() -> None:
         _ = importlib.import_module("rts_hf.training.metrics").Recall
 
 
-def test_class_accuracy_leaves_out_classes_without_examples() -> None:
-    result = class_accuracy(PREDICTIONS, LABELS, ["a", "b", "c", "unseen"])
-    assert result == {"a": 2 / 3, "b": 0.5, "c": 1.0}
-
-
 def test_confusion_matrix_counts_rows_as_truth() -> None:
     matrix = confusion_matrix(PREDICTIONS, LABELS, 4)
     assert matrix == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
@@ -136,9 +131,6 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "one class": (lambda: build_metrics(1), "num_labels=1"),
     "class count of another type": (lambda: classification_metrics("3"), "num_labels='3'"),  # type: ignore[arg-type]
     "empty predictions": (lambda: confusion_matrix([], [], 3), "predictions are empty"),
-    "predictions are scores": (lambda: class_accuracy(np.zeros((2, 2)), [0, 1], ["a", "b"]), "class indices"),
-    "index without a name": (lambda: class_accuracy([0, 2], [0, 1], ["a", "b"]), r"predictions\[1\]=2"),
-    "name given twice": (lambda: class_accuracy([0], [0], ["a", "a"]), r"repeats \['a'\]"),
     "k of zero": (lambda: importlib.import_module("rts_hf.training.metrics").TopKAccuracy(k=0), "k=0"),
     "k not below the class count": (
         lambda: build_metrics(6)["top5_accuracy"].compute(predictions=np.zeros((2, 5)), references=[0, 1]),
