@@ -52,15 +52,18 @@ def test_it_trains_as_this_package_does_with_sam_in_the_tail_and_the_same_schedu
     )
 
 
-def test_a_straight_fall_is_the_package_s_own_too(tmp_path: Path) -> None:
+def test_a_straight_fall_is_the_package_s_own_too_and_a_second_training_begins_anew(tmp_path: Path) -> None:
     trainer = make(tmp_path, lr_scheduler_type="linear")
-    trainer.train()
-    rates = [entry["learning_rate"] for entry in training_logs(trainer)]
+    for _ in range(2):
+        trainer.train()
+        assert trainer.gradient_evaluations == 21
+    rates = [entry["learning_rate"] for entry in training_logs(trainer)][-14:]
     assert rates == pytest.approx([0.05] * 8 + [0.05 * (1 - i / 7) for i in range(1, 7)])
 
 
 def test_a_run_of_the_training_command_counts_and_goes_on(tmp_path: Path) -> None:
     words: dict[str, Any] = {"opt": "temperon", "opt_args": dict(TAIL), "seed": 1, "save_total_limit": 9}
+    words["draw_figures"] = False  # more work than such a training
     model = ModelArguments(model="test_resnet")
     whole = train(model, SMALL, settings(tmp_path / "whole", **words))
     assert (whole["updates"], whole["gradient_evaluations"]) == (15, 22)
@@ -99,13 +102,6 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, up
     assert trainer.faults.counts["nonfinite_gradient"] == 1
     assert all(torch.isfinite(value).all() for value in trainer.model.state_dict().values())  # type: ignore[union-attr]
     assert trainer.gradient_evaluations == (21 if is_second else 20)
-
-
-def test_a_second_training_begins_anew(tmp_path: Path) -> None:
-    trainer = make(tmp_path)
-    for _ in range(2):
-        trainer.train()
-        assert trainer.gradient_evaluations == 21
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,12 @@ def test_batch_accumulation_and_processes_give_the_same_updates(
     assert found["updates"] == 6
     variants = {
         "4x2": run(tmp_path / "4x2", per_device_train_batch_size=4, gradient_accumulation_steps=2, **settings),
-        "2x4": run(tmp_path / "2x4", per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings),
         "2 processes": pairs[name],
     }
+    if name == "from the start":
+        variants["2x4"] = run(
+            tmp_path / "2x4", **settings, per_device_train_batch_size=2, gradient_accumulation_steps=4
+        )
     for variant, (weights, other) in variants.items():
         assert difference(weights, whole) <= 1e-5, variant
         assert other["switched_at"] == found["switched_at"], variant

@@ -79,12 +79,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     return stopped(tmp_path_factory.mktemp("plain"), 4, opt="sgd", hub_token="hf_secret", **SAVING)
 
 
-# 7 updates an epoch: within the first and the second, at the end of one, before and after the switch
+# 7 updates an epoch: within the first and the second, at the end of one and of the run, before and after the switch
 @pytest.mark.parametrize(
     ("name", "stop"),
     [
-        ("fixed", 2), ("fixed", 9), ("gradient_variance", 2), ("gradient_variance", 5), ("gradient_variance", 9),
-        ("generalization_gap", 5), ("generalization_gap", 9), ("generalization_gap", 14),
+        ("fixed", 2), ("fixed", 9), ("fixed", 14), ("gradient_variance", 2), ("gradient_variance", 5),
+        ("gradient_variance", 9), ("generalization_gap", 5), ("generalization_gap", 9), ("generalization_gap", 14),
     ],
 )  # fmt: skip
 def test_resumed_equals_uninterrupted_bit_for_bit(
