@@ -7,6 +7,7 @@ python kill_worker.py --serve        # one JSON object a line on standard input,
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -27,7 +28,7 @@ import transformers.modeling_utils
 from transformers import Trainer, TrainerState
 
 import rts_hf.runs.command_line
-import rts_hf.runs.run
+import rts_hf.runs.folder
 import rts_hf.training.resumable
 from rts_hf.optim.registration import unwrap_optimizer
 from rts_hf.reports.run_folder import RECORD_NAME
@@ -128,7 +129,7 @@ def install(moment: Moment) -> None:
     before(os, "replace", replacing)
     before(shutil, "rmtree", removing)
     after(RTSTrainer, "evaluation_loop", lambda *_, **__: moment("evaluating"))
-    before(rts_hf.runs.run, "draw_run_figures", lambda _: moment("drawing"))
+    before(rts_hf.runs.folder, "draw_run_figures", lambda _: moment("drawing"))
 
 
 def run(words: list[str], plan: dict[str, Any]) -> None:
@@ -142,6 +143,8 @@ def run(words: list[str], plan: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Fork a process, or several that train together, for each command that comes in, and tell their exit codes."""
+    gc.collect()
+    gc.freeze()  # which the children's collections pass over
     for line in sys.stdin:
         order = json.loads(line)
         rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}

@@ -16,6 +16,11 @@ from rts_hf.reports.run_folder import read_record
 from rts_hf.training.checkpoints import MARKER_NAME, what_is_missing
 
 
+def words_for(processes: int, *more: str) -> list[str]:
+    pictures = [] if processes == 1 else ["--draw_figures", "false"]  # more work than the training
+    return words_of("variance", processes, *pictures, *more)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
@@ -29,7 +34,7 @@ def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     folders = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"whole{processes}")
-        ended = server(folder, words_of("variance", processes), processes=processes)
+        ended = server(folder, words_for(processes), processes=processes)
         assert ended.codes == [0] * processes, ended.output
         assert 5 < read_record(folder / "run")["optimizer"]["switch"]["step"] < 20
         folders[processes] = folder / "run"
@@ -37,47 +42,59 @@ def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 
 def killed(server: Server, folder: Path, processes: int, *more: str, **plan: Any) -> Ended:
-    ended = server(folder, words_of("variance", processes, *more), plan, processes)
+    ended = server(folder, words_for(processes, *more), plan, processes)
     assert ended.codes[plan.get("rank", 0)] == -9, ended.output
     assert f"[ended here: {plan['moment']}]" in ended.output
     return ended
 
 
 def finished(server: Server, folder: Path, processes: int = 1) -> Ended:
-    ended = server(folder, words_of("variance", processes, *RESUME), processes=processes)
+    ended = server(folder, words_for(processes, *RESUME), processes=processes)
     assert ended.codes == [0] * processes, ended.output
     return ended
 
 
-def test_three_kills_of_one_process_lose_nothing(server: Server, whole: dict[int, Path], tmp_path: Path) -> None:
-    killed(server, tmp_path, 1, moment="update", at=7)  # goes on from update 5, with a half-filled window
-    killed(server, tmp_path, 1, *RESUME, moment="switched")
-    assert killed(server, tmp_path, 1, *RESUME, moment="saving optimizer.pt", at=2).codes == [-9]
+def test_kills_and_broken_checkpoints_of_one_process_lose_nothing(
+    server: Server, whole: dict[int, Path], tmp_path: Path
+) -> None:
+    def passed_over(ended: Ended, message: str, older: int) -> None:
+        assert len(re.findall(rf"^{message}", ended.output, re.M)) == 1, ended.output
+        assert f"going on from checkpoint-{older}" in ended.output
+
+    newest = tmp_path / "run" / "checkpoint-10"
+    killed(server, tmp_path, 1, moment="update", at=12)
+    (newest / "trainer_state.json").unlink()
+    ended = killed(server, tmp_path, 1, *RESUME, moment="switched")  # from update 5, with a half-filled window
+    passed_over(ended, r"checkpoint-10 is not whole \(trainer_state.json is missing", 5)
+    (newest / MARKER_NAME).unlink()
+    ended = killed(server, tmp_path, 1, *RESUME, moment="saving optimizer.pt", at=3)
+    passed_over(ended, rf"checkpoint-10 is not whole \({MARKER_NAME} is missing", 5)
     ended = finished(server, tmp_path)
-    assert ended.output.count("checkpoint-20 is not whole") == 1
-    assert "going on from checkpoint-15" in ended.output
+    passed_over(ended, "checkpoint-20 is not whole", 15)
     assert differences(whole[1], tmp_path / "run") == []
-    assert read_record(tmp_path / "run")["resumed_at"] == [5, 10, 15]
+    assert read_record(tmp_path / "run")["resumed_at"] == [5, 15]
 
 
-def test_two_kills_of_two_processes_lose_nothing(server: Server, whole: dict[int, Path], tmp_path: Path) -> None:
+def test_kills_of_two_processes_lose_nothing(server: Server, whole: dict[int, Path], tmp_path: Path) -> None:
     killed(server, tmp_path, 2, moment="perturbed", at=2, rank=1)
-    killed(server, tmp_path, 2, *RESUME, moment="unmarked", at=1)
+    (tmp_path / "run" / "checkpoint-10" / "rng_state_1.pth").unlink()
+    ended = killed(server, tmp_path, 2, *RESUME, moment="unmarked", at=2)
+    assert "checkpoint-10 is not whole (rng_state_1.pth is missing): going on from checkpoint-5" in ended.output
     ended = finished(server, tmp_path, 2)
     assert "checkpoint-15 is not whole" in ended.output
     assert differences(whole[2], tmp_path / "run") == []
-    assert read_record(tmp_path / "run")["resumed_at"] == [10]  # the other did not reach a checkpoint
+    assert read_record(tmp_path / "run")["resumed_at"] == [5, 10]
 
 
 def test_a_run_killed_before_its_first_checkpoint_says_so_in_one_line(server: Server, tmp_path: Path) -> None:
     killed(server, tmp_path, 1, moment="update", at=3)
-    refused = server(tmp_path, words_of("variance", 1, *RESUME))
+    refused = server(tmp_path, words_for(1, *RESUME))
     assert refused.codes == [1]
     assert re.fullmatch(
         r"error: .*last.*'run' holds no checkpoint; .* starts anew with --overwrite\.\n", refused.output
     )
     killed(server, tmp_path, 1, "--overwrite", moment="saving rng_state.pth")
-    refused = server(tmp_path, words_of("variance", 1, *RESUME))
+    refused = server(tmp_path, words_for(1, *RESUME))
     assert refused.codes == [1]
     assert re.fullmatch(r"error: .*no whole checkpoint \(checkpoint-5: .*--overwrite\.\n", refused.output)
 
@@ -92,52 +109,25 @@ def test_a_kill_between_record_and_card_leaves_them_to_the_next_command(
     assert differences(whole[1], tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("file_limit", [4096, 1_036_000], ids=["weights", "optimizer"])
 def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(
-    server: Server, whole: dict[int, Path], tmp_path: Path, file_limit: int
-) -> None:
-    ended = server(tmp_path, words_of("variance"), {"moment": "update", "at": 6, "file_limit": file_limit})
-    assert ended.codes == [1]
-    run = tmp_path / "run"
-    assert (run / "checkpoint-10" / "model.safetensors").exists() == (file_limit > 4096)
-    assert len(re.findall(r"^error: run/checkpoint-10 could not be saved: .*make room", ended.output, re.M)) == 1
-    assert "Traceback" not in ended.output
-    assert what_is_missing(run / "checkpoint-5") is None
-    assert what_is_missing(run / "checkpoint-10") is not None
-    assert "checkpoint-10 is not whole" in finished(server, tmp_path).output
-    assert differences(whole[1], run) == []
-
-
-def test_broken_checkpoints_are_passed_over(server: Server, whole: dict[int, Path], tmp_path: Path) -> None:
-    killed(server, tmp_path, 1, moment="update", at=12)
-    newest = tmp_path / "run" / "checkpoint-10"
-    kept = shutil.copytree(newest, tmp_path / "kept")
-
-    def resumed(message: str) -> None:
-        ended = killed(server, tmp_path, 1, *RESUME, moment="update")
-        assert len(re.findall(rf"^checkpoint-10 is not whole \({message}", ended.output, re.M)) == 1, ended.output
-        assert "going on from checkpoint-5" in ended.output
-        shutil.rmtree(newest)
-        shutil.copytree(kept, newest)
-
-    (newest / "trainer_state.json").unlink()
-    resumed("trainer_state.json is missing")
-    (newest / MARKER_NAME).unlink()
-    resumed(f"{MARKER_NAME} is missing")
-    (newest / "optimizer.pt").write_bytes((kept / "optimizer.pt").read_bytes()[:-100])
-    ended = finished(server, tmp_path)
-    assert "checkpoint-10 is not whole (optimizer.pt has " in ended.output
-    assert differences(whole[1], tmp_path / "run") == []
-
-
-def test_a_checkpoint_without_the_other_process_is_passed_over(
     server: Server, whole: dict[int, Path], tmp_path: Path
 ) -> None:
-    killed(server, tmp_path, 2, moment="update", at=12)
-    (tmp_path / "run" / "checkpoint-10" / "rng_state_1.pth").unlink()
-    ended = finished(server, tmp_path, 2)
-    assert "checkpoint-10 is not whole (rng_state_1.pth is missing): going on from checkpoint-5" in ended.output
-    assert differences(whole[2], tmp_path / "run") == []
+    run = tmp_path / "run"
+    weights, optimizer = (
+        (whole[1] / "checkpoint-24" / name).stat().st_size for name in ("model.safetensors", "optimizer.pt")
+    )
+    assert weights < optimizer - 1000
+    for further, limit in ([], 4096), (RESUME, optimizer - 1000):  # no room for weights; for the optimizer's state
+        plan = {"moment": "update", "at": 1 if further else 6, "file_limit": limit}
+        ended = server(tmp_path, words_for(1, *further), plan)
+        assert ended.codes == [1]
+        assert (run / "checkpoint-10" / "model.safetensors").exists() == (limit > 4096)
+        assert len(re.findall(r"^error: run/checkpoint-10 could not be saved: .*make room", ended.output, re.M)) == 1
+        assert "Traceback" not in ended.output
+        assert what_is_missing(run / "checkpoint-5") is None
+        assert what_is_missing(run / "checkpoint-10") is not None
+    assert "checkpoint-10 is not whole" in finished(server, tmp_path).output
+    assert differences(whole[1], run) == []
 
 
 def test_the_comparison_sees_what_differs(whole: dict[int, Path], tmp_path: Path) -> None:

@@ -80,8 +80,9 @@ def test_a_resumed_run_is_the_whole_one_and_a_finished_one_is_left_alone(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(interrupted[0], folder)
-    whole = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "whole", measure_sharpness=True))
-    resume = {"resume_from_checkpoint": "last", "measure_sharpness": True}  # which the first command had not asked for
+    asked = {"measure_sharpness": True, "draw_figures": False}  # of which the first command had not asked for one
+    whole = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "whole", **asked))
+    resume = {"resume_from_checkpoint": "last", **asked}
     resumed = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **resume))
     differing = {key for key in whole if whole[key] != resumed[key]}
     assert whole["sharpness"]["hessian_eigenvalue"] > 0
@@ -112,6 +113,7 @@ def test_a_change_of_settings_is_told(interrupted: tuple[Path, dict, str], tmp_p
     folder = tmp_path / "run"
     shutil.copytree(interrupted[0], folder)
     changed = {"switch": "fixed", "switch_at": "0.6", "override_schedule": True, "resume_from_checkpoint": "last"}
+    changed["draw_figures"] = False
     record = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **changed))
     told = "Resumed with other settings at update 7: switch default → fixed, switch_at default → 0.6."
     assert told in record["warnings"]
@@ -128,11 +130,12 @@ def test_a_run_with_channels_innermost_goes_on_bit_for_bit(tmp_path: Path, monke
 
     monkeypatch.setattr(runs, "create_trainer", create_and_note)
     model = {"model": "test_resnet", "channels_last": True}
-    train(ModelArguments(**model), SMALL, settings(tmp_path / "whole"))
+    train(ModelArguments(**model), SMALL, settings(tmp_path / "whole", draw_figures=False))
     callbacks.append(SignalAt(7))
     assert train(ModelArguments(**model), SMALL, settings(tmp_path / "halves"))["status"] == "interrupted"
     callbacks.clear()
-    train(ModelArguments(**model), SMALL, settings(tmp_path / "halves", resume_from_checkpoint="last"))
+    resume = {"resume_from_checkpoint": "last", "draw_figures": False}
+    train(ModelArguments(**model), SMALL, settings(tmp_path / "halves", **resume))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     for trainer in trainers:
