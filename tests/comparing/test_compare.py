@@ -137,7 +137,7 @@ def test_commands_for_any_scheduler(
     words_of_run = shlex.split(lines[1])
     run = Path(words_of_run[words_of_run.index("--output_dir") + 1])
     every = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[3:], *every])
+    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[5:], *every])
     runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
     capsys.readouterr()
     command = lines[1].split(" --output_dir ")[0]
