@@ -153,7 +153,7 @@ def test_commands_for_any_scheduler(
     run_script(monkeypatch, *words, "--print_commands")
     again = capsys.readouterr().out.splitlines()[-1]
     assert again == f"{lines[1]} --overwrite"
-    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(again)[3:]])
+    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(again)[5:]])
     runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
     assert read_record(run)["status"] == "complete"
     capsys.readouterr()

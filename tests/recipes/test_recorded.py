@@ -262,7 +262,7 @@ def test_a_baseline_shares_all_but_the_optimizers_own_settings(opt: str) -> None
 def test_the_recorded_command_repeats_the_run(words: list[str]) -> None:
     first = parse_arguments(["--recipe", *words, "--output_dir", "out"])
     again = shlex.split(command_line(*first))
-    second = parse_arguments([*again[3:], "--output_dir", "out"])
+    second = parse_arguments([*again[5:], "--output_dir", "out"])
     assert first[:2] == second[:2]
     assert describe_recipe(*first) == describe_recipe(*second)
     assert settings_of(first[2]) == settings_of(second[2])
@@ -274,7 +274,7 @@ def test_the_recorded_command_names_no_recipe_that_would_fill_in_what_the_run_le
     first = parse_arguments([str(path), "--output_dir", "out"])
     again = shlex.split(command_line(*first))
     assert "--recipe" not in again
-    second = parse_arguments([*again[3:], "--output_dir", "out"])
+    second = parse_arguments([*again[5:], "--output_dir", "out"])
     assert {**settings_of(first[2]), "recipe": None} == settings_of(second[2])
 
 
