@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from rts_hf import RTSTrainer, RTSTrainingArguments, build_model
 
+_MADE = itertools.count()
 LABELS = ("cat", "dog", "owl")
 SIZE = 16
 
@@ -36,13 +37,6 @@ class Images(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_imports() -> None:
-    """Let collections pass over what is there already: accelerate asks for one a training, a third of its time."""
-    gc.collect()
-    gc.freeze()
 
 
 class SignalAt(TrainerCallback):
@@ -91,6 +85,9 @@ def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
 
 
 def make_trainer(folder: Path, model: Any = None, train: Dataset | None = None, **settings: Any) -> RTSTrainer:
+    if next(_MADE) < 3:  # accelerate collects before each training, a third of its time: not what was imported so far
+        gc.collect()
+        gc.freeze()
     keywords = {name: settings.pop(name) for name in ("callbacks", "optimizers", "compute_metrics") if name in settings}
     return RTSTrainer(
         model=make_model() if model is None else model,

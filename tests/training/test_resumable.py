@@ -104,6 +104,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert resumed.resumed_at == [stop]
 
 
+def test_every_epoch_draws_anew(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, train=Augmented(4), max_steps=2, opt="sgd")  # an update an epoch
+    seen, step = [], trainer.training_step
+
+    def watch(model: Any, inputs: Any, *args: Any) -> Any:
+        seen.append(float(inputs["pixel_values"].mean()))
+        return step(model, inputs, *args)
+
+    trainer.training_step = watch  # type: ignore[method-assign]
+    trainer.train()
+    assert abs(seen[0] - seen[1]) > 1e-3
+
+
 def test_time_and_counts_go_on(tmp_path: Path, perturbed: str) -> None:
     settings = {**SAVING, "switch": "fixed", "switch_at": "0"}
     checkpoint = shutil.copytree(perturbed, tmp_path / "checkpoint-4")
