@@ -105,7 +105,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 
 
 def test_every_epoch_draws_anew(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, train=Augmented(4), max_steps=2, opt="sgd")  # an update an epoch
+    trainer = make_trainer(tmp_path, train=Augmented(1), max_steps=2, opt="sgd")  # of one image, in one order
     seen, step = [], trainer.training_step
 
     def watch(model: Any, inputs: Any, *args: Any) -> Any:
