@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 
@@ -180,16 +179,8 @@ def run_on_two(work: Callable[[], None]) -> None:
         if child == 0:
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             os.environ.update({**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
-            code = 1
-            try:
-                work()
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                for stream in (sys.stdout, sys.stderr):
-                    stream.flush()
-                os._exit(code)
+            work()
+            return  # to this process's end, which coverage waits for
         children.append(child)
     # once one has failed, the other would wait for it in vain
     codes: list[int] = []

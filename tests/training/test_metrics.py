@@ -130,6 +130,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "fractional labels": (lambda: prediction(np.zeros((2, 3)), [0.0, 1.0]), "float64"),
     "one class": (lambda: build_metrics(1), "num_labels=1"),
     "class count of another type": (lambda: classification_metrics("3"), "num_labels='3'"),  # type: ignore[arg-type]
+    "predictions are scores": (lambda: confusion_matrix(np.zeros((2, 2)), [0, 1], 2), "class indices"),
     "empty predictions": (lambda: confusion_matrix([], [], 3), "predictions are empty"),
     "k of zero": (lambda: importlib.import_module("rts_hf.training.metrics").TopKAccuracy(k=0), "k=0"),
     "k not below the class count": (
