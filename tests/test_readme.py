@@ -12,8 +12,11 @@ import torch
 
 import rts_hf
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *ROOT.glob("*/README.md"), *ROOT.glob("model_cards/*/README.md")]
+MAP = (ROOT / "rts_hf" / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README + MAP, re.DOTALL)
 
 
 @pytest.mark.parametrize("example", [code for code in EXAMPLES if "loss_fn" not in code])
@@ -44,10 +47,21 @@ def test_loop_example(words: str, evaluations: int) -> None:
 
 def test_ci_ends_with_the_readmes_test_command() -> None:
     commands = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
-    ci = (Path(__file__).parents[1] / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
     assert ci.rstrip().splitlines()[-1] == commands[1]
 
 
-def test_linked_files_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (Path(__file__).parents[1] / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_gains_are_those_of_the_evidence() -> None:
+    evidence = (ROOT / "model_cards" / "evidence" / "README.md").read_text(encoding="utf-8").replace("**", "")
+    rows = re.findall(r"^\| (`\w+`) \| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
+    assert len(rows) == 8
+    for data, passes, sgd, ours, difference in rows:
+        found = [line for line in evidence.splitlines() if line.startswith(f"| {data} | {passes} | chosen |")]
+        assert [f"| {sgd} |" in found[0], found[0].endswith(f"| {ours} |")] == [True, True]
+        assert f"| chosen | {difference} |" in found[1]

@@ -3,7 +3,7 @@
 
 python scripts/benchmark                                    # all figures, ten minutes on two cores
 python scripts/benchmark --figures operations memory        # some of them
-python scripts/benchmark --from_record                      # README's table and plot from the committed record
+python scripts/benchmark --from_record                      # its page's tables and plot from the committed record
 python scripts/benchmark --rerun_variants --jobs 2          # the accuracy of cheaper variants again, half an hour
 """
 
@@ -30,13 +30,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s).")
     parser.add_argument("--output", metavar="FILE", help="Write what was measured there, as JSON.")
     parser.add_argument(
-        "--from_record", action="store_true", help="Measure nothing: write README's part from the record."
+        "--from_record", action="store_true", help="Measure nothing: write the page's part from the record."
     )
     parser.add_argument(
         "--record", default=str(ROOT / "model_cards" / "benchmark" / "benchmark.json"), metavar="FILE",
         help="Committed record (default: %(default)s).",
     )  # fmt: skip
-    parser.add_argument("--readme", default=str(ROOT / "README.md"), metavar="FILE", help="What is brought up to date.")
+    parser.add_argument("--readme", default=str(ROOT / "model_cards" / "benchmark" / "README.md"), metavar="FILE", help="What is brought up to date.")
     parser.add_argument(
         "--rerun_variants", action="store_true", help="Train the cheaper variants again, and keep their results."
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make README's tables and pictures from the committed records, or run the experiments of its evidence again.
+"""Make the evidence's tables and pictures from the committed records, or run the experiments of its evidence again.
 
 python scripts/evidence                                        # from the records, half a minute
 python scripts/evidence --rerun digits_noise-100 --jobs 2      # one comparison again, then the same
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--records", default=str(ROOT / "model_cards" / "evidence"), metavar="DIR", help="Where they lie."
     )
-    parser.add_argument("--readme", default=str(ROOT / "README.md"), metavar="FILE", help="What is brought up to date.")
+    parser.add_argument("--readme", default=str(ROOT / "model_cards" / "evidence" / "README.md"), metavar="FILE", help="What is brought up to date.")
     parser.add_argument(
         "--rerun", nargs="+", default=[], choices=["all", *names], metavar="NAME", help=f"all, or {', '.join(names)}."
     )
@@ -51,7 +51,7 @@ def main() -> None:
     written = write_evidence(arguments.records, arguments.readme)
     cards = Path(arguments.records).parent
     if (cards / "benchmark" / "benchmark.json").is_file():
-        written += benchmark_report.write_readme(cards / "benchmark" / "benchmark.json", arguments.readme)
+        written += benchmark_report.write_readme(cards / "benchmark" / "benchmark.json", cards / "benchmark" / "README.md")
     if (cards / SHOWN_RUN).is_dir():
         written += draw_run_figures(cards / SHOWN_RUN)
     for path in dict.fromkeys(written):

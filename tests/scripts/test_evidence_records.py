@@ -90,7 +90,7 @@ def test_one_command_makes_all_that_readme_shows(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(f"rts_hf.{name}", lambda *paths: made.append(tuple(map(Path, paths))) or [])
     monkeypatch.setattr(sys, "argv", ["evidence.py"])
     runpy.run_path(str(ROOT / "scripts" / "evidence.py"), run_name="__main__")
-    cards, page = ROOT / "model_cards", ROOT / "README.md"
+    cards, page = ROOT / "model_cards", ROOT / "model_cards" / "evidence" / "README.md"
     record = cards / "benchmark" / "benchmark.json"
     assert made == [(cards / "evidence", page), (record, page), (cards / "digits_rts_pugd",)]
     shown = [Path(path) for path in re.findall(r"^!\[[^]]*\]\((.*)\)$", page.read_text("utf-8"), re.MULTILINE)]
