@@ -1,5 +1,7 @@
-"""The README's Python examples run as they stand."""
+"""The README's examples run as they stand, its figures are those of the records, and no page's link leads nowhere."""
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -9,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmark.variants import Variant
+from evidence.document import paired
+from evidence.records import read_evidence
 
 import rts_hf
+from rts_hf.reports.comparison import difference, spread
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,10 +40,12 @@ def names_of_a_small_loop() -> dict[str, Any]:
     x, y = torch.ones(4, 2), torch.zeros(4, 1)
     optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5)
     names = {"model": model, "x": x, "y": y, "optimizer": optimizer, "windows": [[(x, y), (x, y)]] * 3}
-    return {**names, "loss_fn": torch.nn.functional.mse_loss}
+    return {**names, "rts_hf": rts_hf, "loader": [(x, y)] * 3, "loss_fn": torch.nn.functional.mse_loss}
 
 
-@pytest.mark.parametrize(("words", "evaluations"), [("def closure", 2), ("for window in windows", 6)])
+@pytest.mark.parametrize(
+    ("words", "evaluations"), [("def closure", 1), ("for x, y in loader", 6), ("for window in windows", 6)]
+)
 def test_loop_example(words: str, evaluations: int) -> None:
     names = names_of_a_small_loop()
     (example,) = [code for code in EXAMPLES if words in code]
@@ -57,11 +65,25 @@ def test_linked_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-def test_the_gains_are_those_of_the_evidence() -> None:
-    evidence = (ROOT / "model_cards" / "evidence" / "README.md").read_text(encoding="utf-8").replace("**", "")
-    rows = re.findall(r"^\| (`\w+`) \| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", README, re.MULTILINE)
-    assert len(rows) == 8
-    for data, passes, sgd, ours, difference in rows:
-        found = [line for line in evidence.splitlines() if line.startswith(f"| {data} | {passes} | chosen |")]
-        assert [f"| {sgd} |" in found[0], found[0].endswith(f"| {ours} |")] == [True, True]
-        assert f"| chosen | {difference} |" in found[1]
+def test_gains_and_costs_are_those_of_the_records() -> None:
+    cards = ROOT / "model_cards"
+    gains, costs = ([line for line in part.splitlines() if line.startswith("| ")] for part in re.findall(
+        r"(\| data \|.*?)\n\n.*?(\| cost \|.*?)\n\n", README, re.DOTALL)[0])  # fmt: skip
+    chosen = [each for each in read_evidence(cards / "evidence") if each.comparison["tuning"]]
+    for line, each in zip(gains[2:], chosen, strict=True):
+        means = {row["method"]: row["test_accuracy"] for row in each.comparison["methods"]}
+        best = max(mean for mean, *_ in means.values())
+        highest = ", ".join(f"`{name}`" for name, (mean, *_) in means.items() if math.isclose(mean, best))
+        assert line == (
+            f"| `{each.benchmark.name}` | {each.budget} | {spread(means['sgd'])} | {spread(means['rts_pugd'])} | "
+            f"{difference(paired(each, 'sgd'))} | {highest} {100 * best:.2f} |"
+        )
+    kept = [json.loads((cards / "benchmark" / f"benchmark{gpu}.json").read_text()) for gpu in ("", "-gpu")]
+    cpu, gpu = ({each["name"]: f"{each['value']:.3g}" for each in record["figures"]} for record in kept)
+    told = [line.strip("| ").split(" | ")[1:] for line in costs[2:]]
+    names = ("update", "before_switch", "trainer", "memory", "synchronizations")
+    assert [told[row] for row in (0, 1, 4, 5, 6)] == [[cpu[name], gpu[name]] for name in names]
+    timed = kept[0]["updates"]
+    default, fifth = (Variant("", every=every).seconds(timed) / timed["sgd"] for every in (1, 5))
+    assert [row[0] for row in told[2:4]] == [f"{default:.2f}", f"{fifth:.2f}"]
+    assert told[7][0] == f"2; {cpu['all_reduce']}"

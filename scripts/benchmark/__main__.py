@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "model_cards" / "benchmark" / "README.md"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark import report as benchmark_report  # noqa: E402
@@ -36,7 +37,12 @@ def main() -> None:
         "--record", default=str(ROOT / "model_cards" / "benchmark" / "benchmark.json"), metavar="FILE",
         help="Committed record (default: %(default)s).",
     )  # fmt: skip
-    parser.add_argument("--readme", default=str(ROOT / "model_cards" / "benchmark" / "README.md"), metavar="FILE", help="What is brought up to date.")
+    parser.add_argument(
+        "--readme",
+        default=str(PAGE),
+        metavar="FILE",
+        help="What is brought up to date.",
+    )
     parser.add_argument(
         "--rerun_variants", action="store_true", help="Train the cheaper variants again, and keep their results."
     )

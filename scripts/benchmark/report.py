@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from benchmark import breakdown as benchmark_profile
 from benchmark import optimizer as benchmark_optimizer
 from benchmark import processes as benchmark_processes
-from benchmark import profile as benchmark_profile
 from benchmark import training as benchmark_training
 from benchmark import variants as benchmark_variants
 from benchmark.scaling import draw_scaling, measure_scaling, slope

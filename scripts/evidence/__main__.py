@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "model_cards" / "evidence" / "README.md"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark import report as benchmark_report  # noqa: E402
@@ -30,7 +31,12 @@ def main() -> None:
     parser.add_argument(
         "--records", default=str(ROOT / "model_cards" / "evidence"), metavar="DIR", help="Where they lie."
     )
-    parser.add_argument("--readme", default=str(ROOT / "model_cards" / "evidence" / "README.md"), metavar="FILE", help="What is brought up to date.")
+    parser.add_argument(
+        "--readme",
+        default=str(PAGE),
+        metavar="FILE",
+        help="What is brought up to date.",
+    )
     parser.add_argument(
         "--rerun", nargs="+", default=[], choices=["all", *names], metavar="NAME", help=f"all, or {', '.join(names)}."
     )
@@ -51,7 +57,9 @@ def main() -> None:
     written = write_evidence(arguments.records, arguments.readme)
     cards = Path(arguments.records).parent
     if (cards / "benchmark" / "benchmark.json").is_file():
-        written += benchmark_report.write_readme(cards / "benchmark" / "benchmark.json", cards / "benchmark" / "README.md")
+        written += benchmark_report.write_readme(
+            cards / "benchmark" / "benchmark.json", cards / "benchmark" / "README.md"
+        )
     if (cards / SHOWN_RUN).is_dir():
         written += draw_run_figures(cards / SHOWN_RUN)
     for path in dict.fromkeys(written):

@@ -21,7 +21,7 @@ def test_readme_is_made_of_the_record(tmp_path: Path) -> None:
     folder.mkdir()
     for kept in [*RECORD.parent.glob("*.json"), *RECORD.parent.glob("*.csv")]:
         (folder / kept.name).write_bytes(kept.read_bytes())
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "model_cards" / "benchmark" / "README.md").read_text(encoding="utf-8")
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     paths = write_readme(folder / "benchmark.json", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
@@ -45,7 +45,7 @@ def test_the_command_measures_what_it_is_asked(
     monkeypatch.setattr(benchmark_report, "MEASURES", {**MEASURES, "operations": fake})
     output = tmp_path / "measured.json"
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--figures", "operations", "--output", str(output)])
-    runpy.run_path(str(ROOT / "scripts" / "benchmark.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "scripts" / "benchmark" / "__main__.py"), run_name="__main__")
     assert asked == ["cpu"]
     assert "| operations | ≤ 40 | 31 | met |" in capsys.readouterr().out
     assert json.loads(output.read_text())["figures"][0]["value"] == 31
@@ -55,7 +55,7 @@ def test_the_command_measures_what_it_is_asked(
     monkeypatch.setattr(
         sys, "argv", ["benchmark.py", "--from_record", "--record", str(output), "--readme", str(readme)]
     )
-    runpy.run_path(str(ROOT / "scripts" / "benchmark.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "scripts" / "benchmark" / "__main__.py"), run_name="__main__")
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -83,11 +83,11 @@ def test_what_the_table_of_variants_needs() -> None:
     rows = read_rows(RECORD.with_name("variants.csv"))
     kept = json.loads(RECORD.read_text(encoding="utf-8"))
     assert "| `perturb_every` 5 | " in summary(kept, rows)
-    with pytest.raises(ValueError, match=r"no times of updates; measure them with scripts/benchmark\.py"):
+    with pytest.raises(ValueError, match=r"no times of updates; measure them with scripts/benchmark"):
         summary({name: value for name, value in kept.items() if name != "updates"}, rows)
 
 
 def test_a_gpus_record_is_shown_too() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "model_cards" / "benchmark" / "README.md").read_text(encoding="utf-8")
     shown = text[text.index(BEGIN) : text.index(END)]
     assert shown.endswith(f"On a GPU:\n\n{summary(json.loads((RECORD.with_name(GPU_RECORD)).read_text()))}\n\n")

@@ -61,7 +61,7 @@ def test_a_variants_words_say_what_is_reckoned_with(variant: Variant) -> None:
 def test_the_command_and_what_is_missing() -> None:
     assert command("x")[1 : 1 + len(VARIANTS)] == [variant.words for variant in VARIANTS.values()]
     assert str(BUDGET) in command("x")
-    with pytest.raises(ValueError, match=r"run scripts/benchmark\.py --rerun_variants"):
+    with pytest.raises(ValueError, match=r"run scripts/benchmark --rerun_variants"):
         table([row for row in rows() if "0.25" not in row["method"]], TIMED)
 
 

@@ -1,6 +1,6 @@
 """Where an update's time goes: every part is seen, and the functions that were watched are as before."""
 
-from benchmark.profile import optimizer_profile, trainer_profile
+from benchmark.breakdown import optimizer_profile, trainer_profile
 
 from rts_hf.optim import optimizer
 from rts_hf.training.trainer import RTSTrainer
