@@ -79,7 +79,7 @@ def test_gains_and_costs_are_those_of_the_records() -> None:
             f"{difference(paired(each, 'sgd'))} | {highest} {100 * best:.2f} |"
         )
     kept = [json.loads((cards / "benchmark" / f"benchmark{gpu}.json").read_text()) for gpu in ("", "-gpu")]
-    cpu, gpu = ({each["name"]: f"{each['value']:.3g}" for each in record["figures"]} for record in kept)
+    cpu, gpu = ({each["name"]: f"{round(each['value'], 2):g}" for each in record["figures"]} for record in kept)
     told = [line.strip("| ").split(" | ")[1:] for line in costs[2:]]
     names = ("update", "before_switch", "trainer", "memory", "synchronizations")
     assert [told[row] for row in (0, 1, 4, 5, 6)] == [[cpu[name], gpu[name]] for name in names]
