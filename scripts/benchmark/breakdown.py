@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import timm
 import torch
 from benchmark.optimizer import SETTINGS, params_with_gradients
-from benchmark.timers import interleaved, synchronize
+from benchmark.timers import interleaved
 from benchmark.training import WARM_UP, trained
+from torch.utils.benchmark import timer
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from rts_hf.data.loading import load_data
@@ -66,8 +66,8 @@ def optimizer_profile(
 
     with contextlib.ExitStack() as stack:
         for name, values in seen.items():
-            stack.enter_context(_timed(optimizer_module, name, values, device))
-        seconds = interleaved({"update": update, "copy": copy}, repeats=repeats, warm_up=2, device=device)
+            stack.enter_context(_timed(optimizer_module, name, values))
+        seconds = interleaved({"update": update, "copy": copy}, repeats=repeats, warm_up=2)
     transfer = median(seconds["copy"]) / 2
     found = [(words, transfers, median(seen[name][2:])) for name, words, transfers in _PARTS]
     found.append(("all else", 0, median(seconds["update"]) - sum(each for _, _, each in found)))
@@ -103,7 +103,7 @@ def trainer_profile(device: str = "cpu", *, updates: int = 40) -> dict[str, floa
     sums: dict[str, list[float]] = {what: [] for what, _, _ in watched}
     with contextlib.ExitStack() as stack:
         for what, owner, name in watched:
-            stack.enter_context(_timed(owner, name, sums[what], device))
+            stack.enter_context(_timed(owner, name, sums[what]))
         seconds, _ = trained(load_data("digits"), updates, device, "resnet_micro_small", switch_at=0.0)
     shares = {}
     for what, values in sums.items():
@@ -119,19 +119,17 @@ def trainer_profile(device: str = "cpu", *, updates: int = 40) -> dict[str, floa
 
 
 @contextlib.contextmanager
-def _timed(owner: Any, name: str, seconds: list[float], device: str) -> Iterator[None]:
+def _timed(owner: Any, name: str, seconds: list[float]) -> Iterator[None]:
     """Add the seconds of every call of a function to a list inside the ``with`` block."""
     original: Callable[..., Any] = getattr(owner, name)
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        synchronize(device)
-        begin = time.perf_counter()
+        begin = timer()
         try:
             return original(*args, **kwargs)
         finally:
-            synchronize(device)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(timer() - begin)
 
     setattr(owner, name, call)
     try:

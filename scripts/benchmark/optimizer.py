@@ -42,7 +42,7 @@ def update_over_two_passes(device: str = "cpu", *, repeats: int = 5, batch: int 
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds = interleaved({"update": update, "passes": passes}, repeats=repeats, device=device)
+    seconds = interleaved({"update": update, "passes": passes}, repeats=repeats)
     return Figure(
         "update",
         f"perturbed update ÷ two forward-backward passes (`resnet18_small`, 32 px, batch {batch})",
@@ -69,7 +69,7 @@ def update_before_switch(device: str = "cpu", *, repeats: int = 21, batch: int =
 
         return call
 
-    seconds = interleaved({"listening": update(listening), "plain": update(plain)}, repeats=repeats, device=device)
+    seconds = interleaved({"listening": update(listening), "plain": update(plain)}, repeats=repeats)
     return Figure(
         "before_switch",
         f"update before the switch, its variance watched ÷ SGD alone (the same model, batch {batch})",
@@ -105,7 +105,7 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
             torch._foreach_copy_(copies, [*params])
 
     fused = ours(fused=True)
-    seconds = interleaved({"ours": fused, "copy": stream}, repeats=repeats, warm_up=2, device=device)
+    seconds = interleaved({"ours": fused, "copy": stream}, repeats=repeats, warm_up=2)
     streaming = {"ours": seconds["ours"], "stream": [TRANSFERS / 2 * each for each in seconds["copy"]]}
 
     theirs_params = params_with_gradients(timm.create_model(model_name).to(device))
@@ -116,7 +116,7 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
         theirs.second_step(zero_grad=False)
 
     sides = {"ours beside it": fused, "unfused": ours(), "sam": sam}
-    beside = interleaved(sides, repeats=repeats, device=device)
+    beside = interleaved(sides, repeats=repeats)
     elements = sum(param.numel() for param in params)
     details = {**medians(seconds), **medians(beside), "parameters": elements, "transfers": TRANSFERS}
     what = f"of a perturbed update (`{model_name}`, {elements / 1e6:.0f} M)"

@@ -114,7 +114,5 @@ def _time(size: int, count: int, device: str, repeats: int) -> dict[str, float]:
 
     # The base's own step: on the same parameters and momentum
     return medians(
-        interleaved(
-            {"perturbed": perturbed, "plain": optimizer.base_optimizer.step}, repeats=repeats, warm_up=2, device=device
-        )
+        interleaved({"perturbed": perturbed, "plain": optimizer.base_optimizer.step}, repeats=repeats, warm_up=2)
     )

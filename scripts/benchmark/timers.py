@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
 import torch
+from torch.utils.benchmark import timer
 
 FORMAT = 1
 BEGIN, END = "<!-- made by scripts/benchmark: begin -->", "<!-- made by scripts/benchmark: end -->"
@@ -43,33 +43,23 @@ class Figure:
         return self.value <= self.target if self.sense == "at most" else self.value >= self.target
 
 
-def interleaved(
-    sides: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1, device: str = "cpu"
-) -> dict[str, list[float]]:
+def interleaved(sides: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Return the seconds of every call of each side, made in turns, so that a slow moment meets them all.
 
     Args:
         sides: What is timed, by name.
         repeats: Timed calls of each, at least 1.
         warm_up: Calls of each before.
-        device: Type of the device that is waited for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm_up + repeats):
         for name, call in sides.items():
-            synchronize(device)
-            begin = time.perf_counter()
+            begin = timer()  # waits for an accelerator
             call()
-            synchronize(device)
+            took = timer() - begin
             if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(took)
     return seconds
-
-
-def synchronize(device: str) -> None:
-    """Wait for what was asked of a device."""
-    if device != "cpu":
-        torch.get_device_module(device).synchronize()
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], one: str, other: str) -> float:

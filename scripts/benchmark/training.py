@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from benchmark.timers import Figure, interleaved, medians, ratio, synchronize
+from benchmark.timers import Figure, interleaved, medians, ratio
 from torch.nn.functional import cross_entropy
+from torch.utils.benchmark import timer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
@@ -87,13 +88,11 @@ def trained(data: DataBundle, updates: int, device: str, model_name: str, **sett
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == WARM_UP:
-                synchronize(device)
-                clock["begin"] = time.perf_counter()
+                clock["begin"] = timer()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == state.max_steps:
-                synchronize(device)
-                clock["end"] = time.perf_counter()
+                clock["end"] = timer()
 
     class Waiting(RTSTrainer):
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,8 +129,7 @@ def _bare_loop(data: DataBundle, updates: int, device: str, model_name: str) -> 
     while done < WARM_UP + updates:
         for batch in DataLoader(data.train, batch_size=64, shuffle=True, collate_fn=collate):
             if done == WARM_UP:
-                synchronize(device)
-                begin = time.perf_counter()
+                begin = timer()
             x, y = batch["pixel_values"].to(device), batch["labels"].to(device)
             cross_entropy(model(x), y).backward()
             with optimizer.perturbed(), keep_buffers(model):
@@ -141,8 +139,7 @@ def _bare_loop(data: DataBundle, updates: int, device: str, model_name: str) -> 
             done += 1
             if done == WARM_UP + updates:
                 break
-    synchronize(device)
-    return time.perf_counter() - begin
+    return timer() - begin
 
 
 def input_pipeline(*, repeats: int = 5, images: int = 2048) -> Figure:

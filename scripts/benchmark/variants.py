@@ -122,7 +122,7 @@ def time_updates(device: str = "cpu", *, repeats: int = 15, batch: int = 64) -> 
     fractions = sorted({variant.fraction for variant in VARIANTS.values()} - {1.0})
     sides = {"sgd": update(10**6), "perturbed": update(0), "unit step": update(0, every=10**6)}
     sides |= {f"perturbed, {fraction:g}": update(0, fraction=fraction) for fraction in fractions}
-    return medians(interleaved(sides, repeats=repeats, warm_up=3, device=device))
+    return medians(interleaved(sides, repeats=repeats, warm_up=3))
 
 
 def table(rows: Sequence[Mapping[str, Any]], timed: Mapping[str, float]) -> str:
