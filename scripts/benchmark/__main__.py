@@ -9,17 +9,17 @@ python scripts/benchmark --rerun_variants --jobs 2          # the accuracy of ch
 
 import argparse
 import json
-import runpy
 import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "model_cards" / "benchmark" / "README.md"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark import report as benchmark_report  # noqa: E402
 from benchmark import variants as benchmark_variants  # noqa: E402
+
+from rts_hf.cli import run  # noqa: E402
 
 
 def main() -> None:
@@ -38,12 +38,6 @@ def main() -> None:
         help="Committed record (default: %(default)s).",
     )  # fmt: skip
     parser.add_argument(
-        "--readme",
-        default=str(PAGE),
-        metavar="FILE",
-        help="What is brought up to date.",
-    )
-    parser.add_argument(
         "--rerun_variants", action="store_true", help="Train the cheaper variants again, and keep their results."
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="Runs at a time (default: %(default)s).")
@@ -51,13 +45,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rerun_variants:
         words = benchmark_variants.command(arguments.output_dir, jobs=arguments.jobs)
-        print(f"python scripts/compare.py {shlex.join(words)}", flush=True)
-        sys.argv = [str(ROOT / "scripts" / "compare.py"), *words]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        print(f"rts-hf compare {shlex.join(words)}", flush=True)
+        run("compare", words, "rts-hf compare")
         benchmark_variants.keep(arguments.output_dir, Path(arguments.record).parent)
         arguments.from_record = True
     if arguments.from_record:
-        for path in benchmark_report.write_readme(arguments.record, arguments.readme):
+        for path in benchmark_report.write_page(arguments.record):
             print(path)
         return
     measured = benchmark_report.measure(arguments.figures, arguments.device)

@@ -1,4 +1,4 @@
-"""The benchmark as a whole: which figures there are, and what README shows of them."""
+"""The benchmark as a whole: which figures there are, and what its page shows of them."""
 
 from __future__ import annotations
 
@@ -129,24 +129,21 @@ def _profile(profile: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"A perturbed update of the main job in `RTSTrainer`, in ms: {', '.join(told)}."]
 
 
-def write_readme(record_path: str | Path, readme: str | Path) -> list[Path]:
-    """Write README's part of the benchmark, and the scaling plot beside the record, and return what was written.
+def write_page(record_path: str | Path) -> list[Path]:
+    """Write the benchmark's part of the README beside the record, and the scaling plot, and return what was written.
 
     Args:
-        record_path: The record; beside it may lie one of a GPU, and the results of the cheaper variants.
-        readme: The page.
+        record_path: The record; beside it may also lie one of a GPU, and the results of the cheaper variants.
 
     Raises:
         ValueError: If another version wrote a record, a part of one is missing, or the README has no such part.
     """
     folder = Path(record_path).parent
+    page = folder / "README.md"
     measured = read_json_object(Path(record_path))
     variants = read_rows(folder / VARIANTS) if (folder / VARIANTS).is_file() else []
     told = summary(measured, variants)
     if (folder / GPU_RECORD).is_file():
         told += f"\n\nOn a GPU:\n\n{summary(read_json_object(folder / GPU_RECORD))}"
-    replace_part(Path(readme), BEGIN, END, f"\n\n{told}\n\n")
-    paths = [Path(readme)]
-    if "scaling" in measured:
-        paths += draw_scaling(folder / "scaling", measured["scaling"])
-    return paths
+    replace_part(page, BEGIN, END, f"\n\n{told}\n\n")
+    return [page, *(draw_scaling(folder / "scaling", measured["scaling"]) if "scaling" in measured else [])]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Make the evidence's tables and pictures from the committed records, or run the experiments of its evidence again.
+"""Make the evidence's tables and pictures from the committed records, or run the experiments behind them again.
 
 python scripts/evidence                                        # from the records, half a minute
 python scripts/evidence --rerun digits_noise-100 --jobs 2      # one comparison again, then the same
@@ -7,19 +7,18 @@ python scripts/evidence --rerun all --jobs 2                   # all of them and
 """
 
 import argparse
-import runpy
 import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "model_cards" / "evidence" / "README.md"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmark import report as benchmark_report  # noqa: E402
 from evidence.document import write_evidence  # noqa: E402
 from evidence.records import LANDSCAPE, commands, keep, measure_landscapes  # noqa: E402
 
+from rts_hf.cli import run  # noqa: E402
 from rts_hf.reports.figures import draw_run_figures  # noqa: E402
 
 SHOWN_RUN = "digits_rts_pugd"  # whose curves README shows
@@ -32,12 +31,6 @@ def main() -> None:
         "--records", default=str(ROOT / "model_cards" / "evidence"), metavar="DIR", help="Where they lie."
     )
     parser.add_argument(
-        "--readme",
-        default=str(PAGE),
-        metavar="FILE",
-        help="What is brought up to date.",
-    )
-    parser.add_argument(
         "--rerun", nargs="+", default=[], choices=["all", *names], metavar="NAME", help=f"all, or {', '.join(names)}."
     )
     parser.add_argument(
@@ -48,18 +41,15 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, words in commands(arguments.output_dir, seeds=arguments.seeds, jobs=arguments.jobs):
         if name in arguments.rerun or "all" in arguments.rerun:
-            print(f"python scripts/compare.py {shlex.join(words)}", flush=True)
-            sys.argv = [str(ROOT / "scripts" / "compare.py"), *words]
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            print(f"rts-hf compare {shlex.join(words)}", flush=True)
+            run("compare", words, "rts-hf compare")
             keep(Path(arguments.output_dir) / name, Path(arguments.records) / name)
     if {"all", "landscape", LANDSCAPE} & set(arguments.rerun):  # they are of that comparison's runs
         measure_landscapes(Path(arguments.output_dir) / LANDSCAPE, Path(arguments.records) / "landscape")
-    written = write_evidence(arguments.records, arguments.readme)
+    written = write_evidence(arguments.records)
     cards = Path(arguments.records).parent
     if (cards / "benchmark" / "benchmark.json").is_file():
-        written += benchmark_report.write_readme(
-            cards / "benchmark" / "benchmark.json", cards / "benchmark" / "README.md"
-        )
+        written += benchmark_report.write_page(cards / "benchmark" / "benchmark.json")
     if (cards / SHOWN_RUN).is_dir():
         written += draw_run_figures(cards / SHOWN_RUN)
     for path in dict.fromkeys(written):

@@ -1,4 +1,4 @@
-"""What README shows of this project's own evidence: tables, sentences and pictures, made from the records."""
+"""What the page of the evidence shows: tables, sentences and pictures, made from the records."""
 
 from __future__ import annotations
 
@@ -42,46 +42,37 @@ RECORDED = (
 BEGIN, END = "<!-- made by scripts/evidence: begin -->", "<!-- made by scripts/evidence: end -->"
 
 
-def _draw_landscapes(folder: Path) -> list[Path]:
-    """Draw the surfaces and the line that are kept in a folder."""
-    surfaces = {name: cast(Surface, read_landscape(folder / f"surface-{name}.npz")) for name in ("sgd", OWN)}
-    line = cast(Line, read_landscape(folder / f"line-sgd-{OWN}.npz"))
-    return draw_landscapes(folder, surfaces, {OWN: line})
-
-
-def write_evidence(folder: str | Path, readme: str | Path) -> list[Path]:
-    """Make every table and picture of README's evidence anew from the records, and return what was written.
+def write_evidence(folder: str | Path) -> list[Path]:
+    """Make every table and picture of the evidence anew from its records, and return what was written.
 
     Args:
-        folder: Folder of the records; the pictures go into ``figures`` there.
-        readme: Its part between :data:`BEGIN` and :data:`END` is replaced.
+        folder: Of the records; pictures go into ``figures`` there, and the part of its README between :data:`BEGIN` and
+            :data:`END` is replaced.
 
     Raises:
         ValueError: If there are no records, the landscapes are of other runs, or the README has no such part.
     """
-    target, page = Path(folder), Path(readme)
-    found = read_evidence(target)
-    if (target / "landscape").is_dir():
+    target = Path(folder)
+    page, figures, landscape = target / "README.md", target / "figures", target / "landscape"
+    found, studies = read_evidence(target), read_study(target)
+    if landscape.is_dir():
         check_landscapes(target)
-    paths = [page]
-    for each in found:
-        own = target / each.name
-        write_text(own / "table.md", to_markdown(each.comparison))
-        paths += [own / "table.md", *draw_comparison(own, each.comparison, each.rows, each.curves)]
-    figures = target / "figures"
-    figures.mkdir(exist_ok=True)
-    paths += draw_figure(
-        figures / "differences", partial(_draw_differences, found=found), height=1.3 + 0.95 * len(found)
-    )
-    paths += draw_figure(figures / "strategies", draw_strategies, height=4.8)
-    if (target / "landscape").is_dir():
-        paths += _draw_landscapes(target / "landscape")
-    studies = read_study(target)
-    for budget, study in studies.items():
-        table = target / f"study-{budget}" / "table.md"
-        write_text(table, to_markdown(study))
-        paths.append(table)
     replace_part(page, BEGIN, END, markdown(found, studies))
+    paths = [page]
+    tables = {each.name: each.comparison for each in found}
+    for name, comparison in {**tables, **{f"study-{budget}": study for budget, study in studies.items()}}.items():
+        write_text(target / name / "table.md", to_markdown(comparison))
+        paths.append(target / name / "table.md")
+    for each in found:
+        paths += draw_comparison(target / each.name, each.comparison, each.rows, each.curves)
+    figures.mkdir(exist_ok=True)
+    draw = partial(_draw_differences, found=found)
+    paths += draw_figure(figures / "differences", draw, height=1.3 + 0.95 * len(found))
+    paths += draw_figure(figures / "strategies", draw_strategies, height=4.8)
+    if landscape.is_dir():
+        surfaces = {name: cast(Surface, read_landscape(landscape / f"surface-{name}.npz")) for name in ("sgd", OWN)}
+        line = cast(Line, read_landscape(landscape / f"line-sgd-{OWN}.npz"))
+        paths += draw_landscapes(landscape, surfaces, {OWN: line})
     return paths
 
 

@@ -126,7 +126,7 @@ def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tup
 
 
 def keep(comparison_dir: str | Path, target: str | Path) -> None:
-    """Keep what README's evidence needs of a finished comparison: results, trials, facts and histories, no weights.
+    """Keep what the evidence needs of a finished comparison: results, trials, facts and histories, no weights.
 
     Args:
         comparison_dir: Folder that scripts/compare.py wrote.
@@ -227,7 +227,7 @@ def measure_landscapes(comparison_dir: str | Path, target: str | Path, *, progre
 
 
 def check_landscapes(records: Path) -> None:
-    """Refuse landscapes of other runs than those of the record that README shows beside them."""
+    """Refuse landscapes of other runs than those of the record that the page shows beside them."""
     told = records / "landscape" / "weights.json"
     record = records / LANDSCAPE / COMPARISON_NAME
     measured = read_json_object(told) if told.is_file() else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmark import report as benchmark_report
-from benchmark.report import GPU_RECORD, MEASURES, measure, summary, write_readme
+from benchmark.report import GPU_RECORD, MEASURES, measure, summary, write_page
 from benchmark.timers import BEGIN, END, Figure
 
 from rts_hf.reports.comparison import read_rows
@@ -22,9 +22,9 @@ def test_readme_is_made_of_the_record(tmp_path: Path) -> None:
     for kept in [*RECORD.parent.glob("*.json"), *RECORD.parent.glob("*.csv")]:
         (folder / kept.name).write_bytes(kept.read_bytes())
     text = (ROOT / "model_cards" / "benchmark" / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(text, encoding="utf-8")
-    paths = write_readme(folder / "benchmark.json", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == text
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    paths = write_page(folder / "benchmark.json")
+    assert (folder / "README.md").read_text(encoding="utf-8") == text
     assert {path.name for path in paths} == {"README.md", "scaling.png", "scaling.svg"}
     kept = json.loads(RECORD.read_text(encoding="utf-8"))
     names = {each["name"] for each in kept["figures"]}
@@ -44,7 +44,7 @@ def test_the_command_measures_what_it_is_asked(
 
     monkeypatch.setattr(benchmark_report, "MEASURES", {**MEASURES, "operations": fake})
     output = tmp_path / "measured.json"
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--figures", "operations", "--output", str(output)])
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--figures", "operations", "--output", str(output)])
     runpy.run_path(str(ROOT / "scripts" / "benchmark" / "__main__.py"), run_name="__main__")
     assert asked == ["cpu"]
     assert "| operations | ≤ 40 | 31 | met |" in capsys.readouterr().out
@@ -52,9 +52,7 @@ def test_the_command_measures_what_it_is_asked(
 
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}old{END}\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(
-        sys, "argv", ["benchmark.py", "--from_record", "--record", str(output), "--readme", str(readme)]
-    )
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--from_record", "--record", str(output)])
     runpy.run_path(str(ROOT / "scripts" / "benchmark" / "__main__.py"), run_name="__main__")
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n")

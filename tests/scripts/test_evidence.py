@@ -43,6 +43,7 @@ def write_comparison(folder: Path, accuracies: dict[str, list[float]], **facts: 
 
 def readme(folder: Path) -> Path:
     path = folder / "README.md"
+    folder.mkdir(exist_ok=True)
     path.write_text(f"# Mine\n\n{BEGIN}old{END}\n\nThe end.\n")
     return path
 
@@ -71,9 +72,10 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     logged = [e["gradient_evaluations"] for e in read_log(runs[0][1]) if e.get("eval_accuracy") is not None]
     assert [point[0] for point in found.curves["sgd"][0]] == logged
 
-    paths = write_evidence(records, readme(tmp_path))
+    page = readme(records)
+    paths = write_evidence(records)
     assert all(path.stat().st_size > 100 for path in paths)
-    text = (tmp_path / "README.md").read_text()
+    text = page.read_text()
     assert text.startswith("# Mine\n")
     assert text.endswith("\n\nThe end.\n")
     lines = text.splitlines()
@@ -90,7 +92,7 @@ def test_from_a_comparison_to_the_readme(tmp_path: Path) -> None:
     assert "| over plain PUGD | +3.2 % on average |" in text
     assert "| +14.17 points in 1 comparison |" in text
     first = {path: path.read_bytes() for path in paths}
-    assert {path: path.read_bytes() for path in write_evidence(records, tmp_path / "README.md")} == first
+    assert {path: path.read_bytes() for path in write_evidence(records)} == first
 
 
 def test_runs_on_an_accelerator_are_told(tmp_path: Path) -> None:

@@ -60,19 +60,11 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
         "rts_hf.comparing.compare.compare", lambda opts, **settings: called.append({"opts": opts, **settings})
     )
     write_comparison(tmp_path / "digits_noise-100", {"sgd": [0.9, 0.8], "rts_pugd": [0.9, 0.8]})
-    words = [
-        "--rerun",
-        "digits_noise-100",
-        "--seeds",
-        "4",
-        "--output_dir",
-        str(tmp_path),
-        "--records",
-        str(tmp_path / "records"),
-    ]
+    readme(tmp_path / "records")
+    words = ["--rerun", "digits_noise-100", "--seeds", "4", "--output_dir", str(tmp_path)]
     measured: list[Path] = []  # the landscapes that README shows are of this comparison's runs
     monkeypatch.setattr("evidence.records.measure_landscapes", lambda source, target: measured.append(source))
-    monkeypatch.setattr(sys, "argv", ["evidence.py", *words, "--readme", str(readme(tmp_path))])
+    monkeypatch.setattr(sys, "argv", ["evidence", *words, "--records", str(tmp_path / "records")])
     runpy.run_path(str(ROOT / "scripts" / "evidence" / "__main__.py"), run_name="__main__")
     (call,) = called
     assert measured == [tmp_path / "digits_noise-100"]
@@ -84,18 +76,17 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
 
 
 def test_one_command_makes_all_that_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[Path, ...]] = []
+    made: list[Path] = []
     for name in (
         "evidence.document.write_evidence",
-        "benchmark.report.write_readme",
+        "benchmark.report.write_page",
         "rts_hf.reports.figures.draw_run_figures",
     ):
-        monkeypatch.setattr(name, lambda *paths: made.append(tuple(map(Path, paths))) or [])
-    monkeypatch.setattr(sys, "argv", ["evidence.py"])
+        monkeypatch.setattr(name, lambda path: made.append(Path(path)) or [])
+    monkeypatch.setattr(sys, "argv", ["evidence"])
     runpy.run_path(str(ROOT / "scripts" / "evidence" / "__main__.py"), run_name="__main__")
-    cards, page = ROOT / "model_cards", ROOT / "model_cards" / "evidence" / "README.md"
-    record = cards / "benchmark" / "benchmark.json"
-    assert made == [(cards / "evidence", page), (record, record.with_name("README.md")), (cards / "digits_rts_pugd",)]
+    cards = ROOT / "model_cards"
+    assert made == [cards / "evidence", cards / "benchmark" / "benchmark.json", cards / "digits_rts_pugd"]
 
 
 def test_landscapes_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
@@ -113,9 +104,10 @@ def test_landscapes_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
     shutil.copytree(records, tmp_path / "old")
     edit_json(tmp_path / "old" / "landscape" / "weights.json", lambda digests: digests.update(sgd="of another run"))
     with pytest.raises(ValueError, match=r"are of other weights .* --rerun landscape measures them"):
-        write_evidence(tmp_path / "old", readme(tmp_path))
+        write_evidence(tmp_path / "old")
     shutil.rmtree(tmp_path / "c")
-    names = {path.name for path in write_evidence(records, readme(tmp_path))}
+    readme(records)
+    names = {path.name for path in write_evidence(records)}
     assert names >= {"surface-sgd.png", "surface-rts_pugd.png", "lines.png"}
 
 
@@ -125,6 +117,6 @@ def test_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not finished"):
         keep(tmp_path, tmp_path / "records")
     keep(write_comparison(tmp_path / "c", {"sgd": [0.9], "rts_pugd": [0.9]}), tmp_path / "records" / "digits-30")
-    (tmp_path / "README.md").write_text("# Mine\n")
+    (tmp_path / "records" / "README.md").write_text("# Mine\n")
     with pytest.raises(ValueError, match="there must be one part between"):
-        write_evidence(tmp_path / "records", tmp_path / "README.md")
+        write_evidence(tmp_path / "records")
