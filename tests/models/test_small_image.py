@@ -242,7 +242,7 @@ def test_import_is_silent_and_leaves_timms_models_alone() -> None:
     program = (
         "import warnings; warnings.simplefilter('error')\n"
         "import timm; from timm.models._registry import _model_entrypoints as entries; before = dict(entries)\n"
-        "import rts_hf.small_image\n"
+        "import rts_hf.models.small_image\n"
         "assert all(entries[name] is entry for name, entry in before.items()); print(len(entries) - len(before))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -67,7 +67,7 @@ def test_same_run_gives_same_bytes_whatever_the_users_style(drawn: dict[str, lis
 def test_pyplot_is_not_used_and_import_is_light(tmp_path: Path) -> None:
     write_run_folder(tmp_path / "run", "sgd")
     code = (
-        "import sys, rts_hf; before = set(sys.modules); import rts_hf.figures\n"
+        "import sys, rts_hf; before = set(sys.modules); import rts_hf.reports.figures\n"
         "assert not {'matplotlib', 'numpy'} & (set(sys.modules) - before)\n"
         f"rts_hf.reports.figures.draw_run_figures({str(tmp_path / 'run')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
