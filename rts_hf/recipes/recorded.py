@@ -163,7 +163,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 # Two updates an epoch: an evaluation after each would cost more than training
 _RARELY = {"eval_strategy": "steps", "eval_steps": 15, "save_strategy": "steps", "save_steps": 15}
-_EVIDENCE = "A row of README's evidence: the mean of ten runs; the learning rate was chosen on the validation split."
+_EVIDENCE = "A row of the evidence: the mean of ten runs; the learning rate was chosen on the validation split."
 _GPU = "Measured on an NVIDIA H100."
 _SMALL = "A small model on small images: a setting that does well here need not do so elsewhere."
 
