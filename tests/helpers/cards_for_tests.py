@@ -1,25 +1,30 @@
-"""Alter a run folder by the name of an entry, and read the metadata of its card."""
+"""Alter a run folder by the name of an entry, render its card quickly, and read the card's metadata."""
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import pytest
 import yaml
 from run_folder_for_tests import edit_json
 
 
 def change(folder: Path, keys: str, value: object, file: str = "run.json") -> None:
     """Set one entry, named by its keys with dots between."""
+    edit_json(folder / file, lambda content: set_entry(content, keys, value))
 
-    def edit(content: dict[str, Any]) -> None:
-        *path, last = keys.split(".")
-        for key in path:
-            content = content[key]
-        content[last] = value
 
-    edit_json(folder / file, edit)
+def set_entry(content: dict[str, Any], keys: str, value: object) -> None:
+    """Set one entry of what a file holds, named by its keys with dots between."""
+    *path, last = keys.split(".")
+    for key in path:
+        content = content[key]
+    content[last] = value
 
 
 def metadata(card: str) -> dict[str, Any]:
@@ -36,3 +41,11 @@ def results_by_split(card: str) -> dict[str, dict[str, float]]:
         result["dataset"]["split"]: {metric["type"]: metric["value"] for metric in result["metrics"]}
         for result in model["results"]
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def template_compiled_once() -> Iterator[None]:
+    """Compile the cards' template once a session: huggingface_hub does so at every card, most of a card's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", functools.lru_cache(jinja2.Template))
+        yield

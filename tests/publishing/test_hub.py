@@ -1,7 +1,6 @@
 """A run is published whole or not at all, the same command completes it, and what comes back is the same model."""
 
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from publishing_for_tests import REPO, finished_run, hub_of_this_process  # noqa
 from run_folder_for_tests import edit_json
 from training_for_tests import Images, make_model
 
+from rts_hf.cli import main
 from rts_hf.models import classifiers as models
 from rts_hf.models.classifiers import save_model
 from rts_hf.publishing.hub import check_access, publish
@@ -310,16 +310,16 @@ def test_others_load_what_is_published(hub_here: Hub, tmp_path: Path, name: str)
     assert ("the package `rts_hf`, which must be installed" in card) is needs_rts_hf
 
 
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path), "--repo", REPO])
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: run_dir=.*has no run\.json") as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        main(["publish", str(tmp_path), "--repo", REPO])
     assert "\n" not in str(ended.value)
 
 
 def train_and_push(folder: Path, *more: str) -> None:
     words = f"""--use_cpu --opt sgd --model test_vit --image_size 16 --max_train_samples 40 --max_eval_samples 20
-        --num_train_epochs 1 --push_to_hub --output_dir {folder}""".split()
+        --num_train_epochs 1 --measure_sharpness false --draw_figures false
+        --push_to_hub --output_dir {folder}""".split()
     train(*parse_arguments([*words, *more]))
 
 

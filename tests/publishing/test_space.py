@@ -1,6 +1,5 @@
 """A Space shows one model: its files name it, it is made with it, and another's is left alone."""
 
-import runpy
 import sys
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import pytest
 from hub_endpoints_for_tests import USER
 from hub_server_for_tests import Hub
 from huggingface_hub import metadata_load
-from publishing_for_tests import REPO, finished_run, hub_of_this_process  # noqa: F401
+from publishing_for_tests import PUBLISHED, REPO, finished_run, hub_of_this_process  # noqa: F401
 from run_folder_for_tests import edit_json
-from test_contents import PUBLISHED
 
+from rts_hf.cli import main
 from rts_hf.publishing.hub import publish
 from rts_hf.publishing.space import GRADIO_VERSION, model_shown, stage_space
 
@@ -106,10 +105,9 @@ def test_a_space_of_another_is_left_alone(hub_here: Hub, run: Path) -> None:
 
 @pytest.mark.parametrize(("words", "name"), [(["--space"], REPO), (["--space", f"{USER}/demo"], f"{USER}/demo")])
 def test_the_command_lists_both(
-    run: Path, words: list[str], name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, words: list[str], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["publish.py", str(run), "--repo", REPO, "--dry_run", *words])
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "publish.py"), run_name="__main__")
+    main(["publish", str(run), "--repo", REPO, "--dry_run", *words])
     lines = capsys.readouterr().out.splitlines()
     assert f"would be published in {REPO}. Nothing was sent." in lines[len(PUBLISHED)]
     assert f"3 files, {sum(int(line.split()[0].replace(',', '')) for line in lines[-4:-1]):,} bytes" in lines[-1]
