@@ -25,32 +25,36 @@ from rts_hf.runs.command_line import parse_arguments
 from rts_hf.runs.run import train
 
 KEY = f"models/{REPO}"
-SCRIPT = Path(__file__).parents[2] / "scripts" / "publish.py"
 LOADER = """
 import json, sys
 import torch
 import timm
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-repo, pixels = sys.argv[1], torch.load(sys.argv[2], weights_only=True)
-if sys.argv[3] == "True":
-    for load in (AutoModelForImageClassification.from_pretrained, lambda repo: timm.create_model(f"hf-hub:{repo}")):
-        try:
-            load(repo)
-        except Exception as error:
-            assert "__import_rts_hf_first" in str(error), repr(error)
-        else:
-            raise AssertionError("loaded without rts_hf")
-    import rts_hf
-model = AutoModelForImageClassification.from_pretrained(repo).eval()
-backbone = timm.create_model(f"hf-hub:{repo}", pretrained=True).eval()
-with torch.no_grad():
-    found = [model(pixel_values=pixels).logits.tolist(), backbone(pixels).tolist()]
-image = Image.new("RGB", (16, 16), (200, 30, 30))
-inputs = AutoImageProcessor.from_pretrained(repo)(image, return_tensors="pt")
-with torch.no_grad():
-    label = model.config.id2label[model(**inputs).logits.argmax().item()]
-assert pipeline("image-classification", model=repo)(image)[0]["label"] == label
+plain, variant, pixels = sys.argv[1], sys.argv[2], torch.load(sys.argv[3], weights_only=True)
+
+def load(repo):
+    model = AutoModelForImageClassification.from_pretrained(repo).eval()
+    backbone = timm.create_model(f"hf-hub:{repo}", pretrained=True).eval()
+    image = Image.new("RGB", (16, 16), (200, 30, 30))
+    inputs = AutoImageProcessor.from_pretrained(repo)(image, return_tensors="pt")
+    with torch.no_grad():
+        label = model.config.id2label[model(**inputs).logits.argmax().item()]
+        found = [model(pixel_values=pixels).logits.tolist(), backbone(pixels).tolist()]
+    assert pipeline("image-classification", model=repo)(image)[0]["label"] == label
+    return found
+
+found = [load(plain)]
+for attempt in (AutoModelForImageClassification.from_pretrained, lambda repo: timm.create_model(f"hf-hub:{repo}")):
+    try:
+        attempt(variant)
+    except Exception as error:
+        assert "__import_rts_hf_first" in str(error), repr(error)
+    else:
+        raise AssertionError("loaded without rts_hf")
+assert "rts_hf" not in sys.modules
+import rts_hf
+found.append(load(variant))
 print("FOUND", json.dumps(found))
 """
 
@@ -274,40 +278,42 @@ def test_who_may_write_is_known_before_any_work(hub_here: Hub, monkeypatch: pyte
         check_access(REPO)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet_small"])
-def test_others_load_what_is_published(hub_here: Hub, tmp_path: Path, name: str) -> None:
+def test_others_load_what_is_published(hub_here: Hub, tmp_path: Path) -> None:
     """Loaded by a process of its own, with an empty cache and no token; one of them published by the command, too."""
-    hub = hub_here
-    model = make_model(name.removesuffix("_small")).eval()  # of images so small, a ResNet becomes its variant
-    needs_rts_hf = models.needs_rts_hf(model.config.architecture)
-    assert needs_rts_hf == name.endswith("_small")
-    run = finished_run(tmp_path / "run", model)
-    edit_json(run / "run.json", lambda record: record["model"].update(needs_rts_hf=needs_rts_hf))
-    if needs_rts_hf:
-        publish(run, REPO)
-    else:
-        sent = subprocess.run(
-            [sys.executable, str(SCRIPT), str(run), "--repo", REPO, "--tag", "v1"],
-            capture_output=True, text=True, check=False, env=hub.environment(tmp_path / "home"),
-        )  # fmt: skip
-        assert sent.returncode == 0, sent.stderr
-        assert f"published: {hub.endpoint}/{REPO}/commit/" in sent.stdout
+    # Of images so small, a ResNet becomes its variant.
+    made = {f"{USER}/plain": make_model("test_vit").eval(), f"{USER}/variant": make_model("test_resnet").eval()}
+    needed = [models.needs_rts_hf(model.config.architecture) for model in made.values()]
+    assert needed == [False, True]
+    runs = []
+    for (repo, model), needs_rts_hf in zip(made.items(), needed, strict=True):
+        runs.append(finished_run(tmp_path / repo, model))
+        record = {"architecture": model.config.architecture, "needs_rts_hf": needs_rts_hf}
+        edit_json(runs[-1] / "run.json", lambda content, record=record: content["model"].update(record))  # type: ignore[misc]
+    sent = subprocess.run(
+        [sys.executable, "-m", "rts_hf", "publish", str(runs[0]), "--repo", f"{USER}/plain", "--tag", "v1"],
+        capture_output=True, text=True, check=False, env=hub_here.environment(tmp_path / "home"),
+    )  # fmt: skip
+    assert sent.returncode == 0, sent.stderr
+    assert f"published: {hub_here.endpoint}/{USER}/plain/commit/" in sent.stdout
+    publish(runs[1], f"{USER}/variant")
     pixels = torch.stack([Images()[index]["pixel_values"] for index in range(4)])
     torch.save(pixels, tmp_path / "pixels.pt")
     loaded = subprocess.run(
-        [sys.executable, "-c", LOADER, REPO, str(tmp_path / "pixels.pt"), str(needs_rts_hf)],
+        [sys.executable, "-c", LOADER, *made, str(tmp_path / "pixels.pt")],
         capture_output=True, text=True, check=False, cwd=tmp_path,
-        env=hub.environment(tmp_path / "other", token=""),
+        env=hub_here.environment(tmp_path / "other", token=""),
     )  # fmt: skip
     assert loaded.returncode == 0, loaded.stderr
     found = json.loads(loaded.stdout.rpartition("FOUND ")[2])
-    with torch.no_grad():
-        expected = model(pixel_values=pixels).logits
-    for logits in found:
-        torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-6)
-    assert published(hub, "model.safetensors") == (run / "model.safetensors").read_bytes()
-    card = published(hub, "README.md").decode()
-    assert ("the package `rts_hf`, which must be installed" in card) is needs_rts_hf
+    for (repo, model), needs_rts_hf, run, both in zip(made.items(), needed, runs, found, strict=True):
+        with torch.no_grad():
+            expected = model(pixel_values=pixels).logits
+        for logits in both:
+            torch.testing.assert_close(torch.tensor(logits), expected, rtol=0, atol=1e-6)
+        store = hub_here.store
+        assert store.read(f"models/{repo}", "model.safetensors") == (run / "model.safetensors").read_bytes()
+        card = store.read(f"models/{repo}", "README.md").decode()
+        assert ("the package `rts_hf`, which must be installed" in card) is needs_rts_hf
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cards_for_tests import change, metadata, results_by_split
+from cards_for_tests import change, metadata, results_by_split, set_entry
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from run_folder_for_tests import write_run_folder
+from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf.reports.card import render_card, write_card
 
@@ -67,7 +67,7 @@ def skeleton(card: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("seed", range(25))
 def test_nothing_a_user_wrote_becomes_markup_or_metadata(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    folder = write_run_folder(tmp_path / "run")
+    folder = write_run_folder(tmp_path / "run", epochs=6, switch_step=60)
     plain: dict[str, Any] = dict.fromkeys(TEXT_FIELDS, "word")
     plain |= {"data.label_names": ["word"] * 10, "warnings": ["word"] * 2, "data.skipped": {"word": 1}}
     nasty: dict[str, Any] = {keys: nasty_text(rng) for keys in TEXT_FIELDS}
@@ -77,8 +77,12 @@ def test_nothing_a_user_wrote_becomes_markup_or_metadata(tmp_path: Path, seed: i
     nasty["hardware.accelerator"] = nasty["hardware.accelerator"] or "x"
     cards = []
     for texts in (plain, nasty):
-        for keys, value in texts.items():
-            change(folder, keys, value)
+
+        def edit(record: dict[str, Any], texts: dict[str, Any] = texts) -> None:
+            for keys, value in texts.items():
+                set_entry(record, keys, value)
+
+        edit_json(folder / "run.json", edit)
         cards.append(render_card(folder))
     write_card(folder)
     assert skeleton(cards[1]) == skeleton(cards[0])

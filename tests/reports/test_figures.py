@@ -64,11 +64,12 @@ def test_same_run_gives_same_bytes_whatever_the_users_style(drawn: dict[str, lis
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in drawn["rts_pugd"]]
 
 
-def test_pyplot_is_not_used_and_import_is_light(tmp_path: Path) -> None:
+def test_imports_are_light_and_pyplot_is_not_used(tmp_path: Path) -> None:
     write_run_folder(tmp_path / "run", "sgd")
     code = (
-        "import sys, rts_hf; before = set(sys.modules); import rts_hf.reports.figures\n"
-        "assert not {'matplotlib', 'numpy'} & (set(sys.modules) - before)\n"
+        "import sys, rts_hf; before = set(sys.modules); import rts_hf.reports.card, rts_hf.reports.figures\n"
+        "late = {'huggingface_hub', 'jinja2', 'matplotlib', 'numpy', 'transformers'}\n"
+        "assert not late & (set(sys.modules) - before)\n"
         f"rts_hf.reports.figures.draw_run_figures({str(tmp_path / 'run')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
