@@ -36,14 +36,15 @@ def small_pictures() -> Iterator[None]:
         yield
 
 
-def drawing(folder: Path, name: str) -> Figure:
-    """Return one figure as an object, to ask it what it shows."""
+def drawing(folder: Path, name: str, *, laid_out: bool = True) -> Figure:
+    """Return one figure as an object, to ask it what it shows; laid out, unless it is going to be rendered anyway."""
     with mpl.rc_context(figures.STYLE):
         figure = Figure(figsize=(8, 4), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(figures._Run.read(folder).title(), fontsize=11)
         getattr(figures, f"_draw_{name}")(figure, figures._Run.read(folder))
-        figure.draw_without_rendering()
+        if laid_out:
+            figure.draw_without_rendering()
     return figure
 
 

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from run_folder_for_tests import edit_json, write_run_folder
 
+from rts_hf.reports import figures
 from rts_hf.reports.confusion import ClassResult, class_results, draw_confusion, measured_split
 from rts_hf.reports.figures import draw_run_figures
 from rts_hf.training.metrics import class_counts
@@ -61,8 +62,11 @@ def test_the_picture_shows_every_count(classes: int) -> None:
     assert ("class 0" in [label.get_text() for label in axes.get_yticklabels()]) is (classes <= 50)
 
 
-def test_it_is_drawn_for_runs_that_have_it_and_deleted_for_others(tmp_path: Path) -> None:
-    folder = write_run_folder(tmp_path / "run", "by_class")
+def test_it_is_drawn_for_runs_that_have_it_and_deleted_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "DPI", 40)
+    folder = write_run_folder(tmp_path / "run", "sgd", by_class=True)
     assert "confusion.png" in {path.name for path in draw_run_figures(folder)}
     edit_json(folder / "run.json", lambda content: content.update(classes={}))
     assert "confusion.png" not in {path.name for path in draw_run_figures(folder)}

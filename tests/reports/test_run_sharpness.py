@@ -13,7 +13,7 @@ import torch
 from run_folder_for_tests import edit_json, write_run_folder
 from runs_for_tests import SMALL, settings
 
-from rts_hf import ModelArguments, RTSTrainer, build_model, load_data, train
+from rts_hf import ModelArguments, RTSTrainer, RTSTrainingArguments, build_model, load_data, train
 from rts_hf.reports import sharpness as run_sharpness
 from rts_hf.reports.card import render_card
 from rts_hf.reports.run_folder import read_record
@@ -26,6 +26,10 @@ MEASURED = {
 }  # fmt: skip
 
 
+def quick(folder: Path, **changes: Any) -> RTSTrainingArguments:
+    return settings(folder, opt="sgd", max_steps=2, draw_figures=False, **changes)
+
+
 def digits_model() -> tuple[torch.nn.Module, Any]:
     data = load_data("digits", image_size=8)
     torch.manual_seed(0)
@@ -34,7 +38,7 @@ def digits_model() -> tuple[torch.nn.Module, Any]:
 
 
 def test_measured_on_images_from_all_over_the_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_sharpness, "IMAGES", 40)
+    monkeypatch.setattr(run_sharpness, "IMAGES", 20)
     model, images = digits_model()
     random = torch.get_rng_state()
     found, reason = measure_run_sharpness(model, images, image_size=8)
@@ -43,11 +47,11 @@ def test_measured_on_images_from_all_over_the_training_split(monkeypatch: pytest
     assert found is not None
     assert found.keys() == MEASURED.keys()
     assert json.loads(json.dumps(found)) == found
-    assert (found["images"], found["split"], found["ball"]) == (40, "train", "adaptive")
-    chosen = [index * len(images) // 40 for index in range(40)]
+    assert (found["images"], found["split"], found["ball"]) == (20, "train", "adaptive")
+    chosen = [index * len(images) // 20 for index in range(20)]
     batch = images.__getitems__(chosen).tensors
     with torch.no_grad():
-        loss = cross_entropy_sum(model.eval(), batch).item() / 40
+        loss = cross_entropy_sum(model.eval(), batch).item() / 20
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     exact = hessian_eigenvalue(model, [batch], iterations=20, tolerance=1e-4)
     assert found["hessian_eigenvalue"] == pytest.approx(exact.value, rel=0.1)
@@ -68,7 +72,7 @@ def test_what_is_not_finite_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_records_it_and_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path, opt="sgd", measure_sharpness=True))
+    record = train(ModelArguments(model="test_resnet"), SMALL, quick(tmp_path, measure_sharpness=True))
     measured = record["sharpness"]
     assert measured == read_record(tmp_path)["sharpness"]
     assert measured["images"] == 120
@@ -83,18 +87,18 @@ def test_a_failure_costs_the_figure_and_not_the_run(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(run_sharpness, "hessian_eigenvalue", fail)
     record = train(
-        ModelArguments(model="test_resnet"), SMALL, settings(tmp_path, opt="sgd", max_steps=2, measure_sharpness=True)
+        ModelArguments(model="test_resnet"), SMALL, quick(tmp_path, measure_sharpness=True)
     )
     assert (record["status"], record["sharpness"]) == ("complete", None)
     assert record["warnings"] == ["Sharpness was not measured: derivative for aten::x is not implemented"]
     monkeypatch.setattr(RTSTrainer, "predict", fail)  # nothing is measured again
-    again = settings(tmp_path, opt="sgd", max_steps=2, measure_sharpness=False, resume_from_checkpoint="last")
+    again = quick(tmp_path, measure_sharpness=False, resume_from_checkpoint="last")
     assert train(ModelArguments(model="test_resnet"), SMALL, again) == record
 
 
 def test_it_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_sharpness, "hessian_eigenvalue", None)
-    off = settings(tmp_path, opt="sgd", max_steps=2, measure_sharpness=False)
+    off = quick(tmp_path, measure_sharpness=False)
     record = train(ModelArguments(model="test_resnet"), SMALL, off)
     assert record["sharpness"] is None
     assert "--measure_sharpness False" in record["command"]
