@@ -16,7 +16,7 @@ from rts_hf.reports.run_folder import read_record
 
 WORDS = [
     "--use_cpu", "--opt", "sgd", "--max_train_samples", "48", "--max_eval_samples", "40", "--max_steps", "2",
-    "--image_size", "8",
+    "--image_size", "8", "--measure_sharpness", "false", "--draw_figures", "false",
 ]  # fmt: skip
 
 
@@ -35,9 +35,9 @@ def test_a_job_prints_into_its_log_and_may_leave_the_test_split_alone(
     assert metrics["validation"]["accuracy"] is not None
 
 
-@pytest.mark.parametrize("backend", ["local", "ray"])
+@pytest.mark.parametrize(("backend", "at_once"), [("local", 1), ("ray", 2)])
 def test_one_job_that_fails_does_not_stop_the_others(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")  # at Ray's own 15, the tests beside it leave its workers no time
     if backend == "ray":  # workers are somewhere else than who calls, as on a cluster
@@ -45,7 +45,7 @@ def test_one_job_that_fails_does_not_stop_the_others(
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("in the way")
     jobs = [job(Path("taken")), job(Path("run"))]
-    found = dict(run_jobs(jobs, at_once=2, backend=backend))
+    found = dict(run_jobs(jobs, at_once=at_once, backend=backend))
     assert found[jobs[1]] is None
     assert "output_dir=" in str(found[jobs[0]])
     assert "Traceback" not in str(found[jobs[0]])
@@ -54,7 +54,7 @@ def test_one_job_that_fails_does_not_stop_the_others(
 
 def test_workers_end_with_whoever_gave_them_work(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from rts_hf import backends\n"
+        "import os, signal, sys; from pathlib import Path; from rts_hf.comparing import backends\n"
         "def run(job): job.log.write_text(str(os.getpid())); signal.pause()\n"
         "backends.run_job = run\n"
         "if __name__ == '__main__': list(backends.run_jobs([backends.Job((), Path(sys.argv[1]))]))\n"

@@ -2,19 +2,18 @@
 
 import csv
 import json
-import runpy
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comparison_for_tests import SMALL, small_pictures  # noqa: F401
 from evidence.records import keep
 from run_folder_for_tests import edit_json
-from test_comparison import SMALL
 
+from rts_hf.cli import main
 from rts_hf.comparing.backends import Job, run_job
 from rts_hf.comparing.compare import compare
 from rts_hf.reports.card import render_card
@@ -23,8 +22,7 @@ from rts_hf.runs.command_line import parse_arguments
 from rts_hf.runs.run import train
 from rts_hf.training.faults import TrainingFault
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
-WORDS = [*SMALL, "--image_size", "8", "--measure_sharpness", "false"]
+WORDS = [*SMALL, "--image_size", "8", "--measure_sharpness", "false", "--draw_figures", "false"]
 OPTS = ["sgd", "rts_pugd --switch_at 0.5"]
 
 
@@ -43,17 +41,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return jobs
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--opts", *OPTS, *words, *WORDS])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def run_command(*words: str) -> None:
+    main(["compare", "--opts", *OPTS, *words, *WORDS])
 
 
 def test_a_comparison_from_its_command_to_its_page(
     tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("rts_hf.comparing.tuning.EXTENSIONS", 0)
     folder = tmp_path / "comparison"
     words = ["--seeds", "2", "--budget", "2", "--output_dir", str(folder)]
-    run_script(monkeypatch, *words, "--tune", "1", "--learning_rates", "0.01", "0.1", "0.5")
+    run_command(*words, "--tune", "1", "--learning_rates", "0.01", "0.5")
     assert all(job.measure_test is ("runs" in job.words[-1].split("/")) for job in made)  # read once, at the end
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -80,16 +78,16 @@ def test_a_comparison_from_its_command_to_its_page(
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
     assert "rts_pugd --switch_at 0.5" in page
-    assert "--learning_rates 0.01 0.1 0.5" in page
+    assert "--learning_rates 0.01 0.5" in page
 
     before, results = len(made), (folder / "results.csv").read_bytes()
-    compare(OPTS, seeds=2, budget=2, output_dir=folder, words=WORDS, tune=1, learning_rates=[0.01, 0.1, 0.5])
+    compare(OPTS, seeds=2, budget=2, output_dir=folder, words=WORDS, tune=1, learning_rates=[0.01, 0.5])
     assert len(made) == before  # all of it was there
     assert (folder / "results.csv").read_bytes() == results
 
     again = tmp_path / "again"  # with what was chosen there, and nothing tried anew
     command = ["--seeds", "1", "--budget", "2", "--output_dir", str(again), "--trials", str(folder / "trials.csv")]
-    run_script(monkeypatch, *command)
+    run_command(*command)
     assert len(made) == before + 2
     assert (again / "trials.csv").read_bytes() == (folder / "trials.csv").read_bytes()
     tuning = json.loads((again / "comparison.json").read_text())["tuning"]
@@ -117,32 +115,28 @@ def test_a_comparison_from_its_command_to_its_page(
     assert "Compared with" not in render_card(run)  # of another run, which has taken its place
 
 
-def test_commands_for_any_scheduler(
-    tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_for_any_scheduler(tmp_path: Path, made: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "comparison"
     words = ["--seeds", "2", "--budget", "1", "--output_dir", str(folder)]
-    run_script(monkeypatch, *words, "--print_commands")
+    run_command(*words, "--print_commands")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert not made
     assert lines[1].startswith("accelerate launch -m rts_hf train ")
     # Run elsewhere, they are what the comparison goes on from.
-    monkeypatch.setattr(sys, "argv", ["train.py", *lines[0].split()[5:]])
-    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    main(["train", *lines[0].split()[5:]])
     capsys.readouterr()
-    run_script(monkeypatch, *words, "--print_commands")
+    run_command(*words, "--print_commands")
     assert capsys.readouterr().out.splitlines() == lines[1:]
     # One that was cut off goes on: from its checkpoint, or else over what it left.
     words_of_run = shlex.split(lines[1])
     run = Path(words_of_run[words_of_run.index("--output_dir") + 1])
     every = ["--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words_of_run[5:], *every])
-    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    main(["train", *words_of_run[5:], *every])
     capsys.readouterr()
     command = lines[1].split(" --output_dir ")[0]
     edit_json(run / "run.json", lambda record: record.update(status="training", command=command))
-    run_script(monkeypatch, *words, "--print_commands")
+    run_command(*words, "--print_commands")
     listed = capsys.readouterr().out.splitlines()
     assert listed[:2] == lines[2:]  # what nobody has begun yet
     assert listed[2:] == [
@@ -150,19 +144,17 @@ def test_commands_for_any_scheduler(
     ]  # fmt: skip
     for checkpoint in run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    run_script(monkeypatch, *words, "--print_commands")
+    run_command(*words, "--print_commands")
     again = capsys.readouterr().out.splitlines()[-1]
     assert again == f"{lines[1]} --overwrite"
-    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(again)[5:]])
-    runpy.run_path(str(SCRIPT.with_name("train.py")), run_name="__main__")
+    main(["train", *shlex.split(again)[5:]])
     assert read_record(run)["status"] == "complete"
     capsys.readouterr()
     listens = "rts_pugd --switch gradient_variance"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--opts", listens, *words, "--print_commands", *WORDS])
     with pytest.raises(SystemExit, match=f"only pilot runs tell how long '{listens}' may be"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        main(["compare", "--opts", listens, *words, "--print_commands", *WORDS])
     with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
-        run_script(monkeypatch, *words, "--print_commands", "--tune", "1")
+        run_command(*words, "--print_commands", "--tune", "1")
 
 
 def test_runs_that_diverge_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +201,11 @@ def test_runs_that_diverge_are_results(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_settings_can_be_chosen_without_the_test_split(
-    tmp_path: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, made: list[Job], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "study"
     words = ["--seeds", "2", "--budget", "1", "--output_dir", str(folder)]
-    run_script(monkeypatch, *words, "--validation_only")
+    run_command(*words, "--validation_only")
     assert len(made) == 4
     assert not any(job.measure_test for job in made)
     with (folder / "results.csv").open() as file:
@@ -235,9 +227,9 @@ def test_settings_can_be_chosen_without_the_test_split(
     assert "| validation accuracy, % |" in card
     # Runs that left it unread are none of a comparison on it.
     with pytest.raises(SystemExit, match=r"holds another comparison \(validation_only True, not False\)"):
-        run_script(monkeypatch, *words)
+        run_command(*words)
     with pytest.raises(SystemExit, match="the training command reads the test split; leave --validation_only out"):
-        run_script(monkeypatch, *words, "--validation_only", "--print_commands")
+        run_command(*words, "--validation_only", "--print_commands")
 
 
 @pytest.mark.parametrize(

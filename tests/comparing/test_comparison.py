@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparison_for_tests import SMALL, planned
 from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf.comparing.backends import Job
@@ -14,18 +15,10 @@ from rts_hf.optim.switches import FixedSwitch
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.runs.command_line import parse_arguments
 
-SMALL = ("--use_cpu", "--max_train_samples", "120", "--max_eval_samples", "40", "--per_device_train_batch_size", "24")
-
-
-def comparison(folder: Path, *opts: str, **settings: Any) -> Comparison:
-    defaults: dict[str, Any] = {"seeds": range(2), "budget": 4, "words": SMALL}
-    methods = [parse_method(text) for text in opts or ("sgd", "sam", "rts_pugd")]
-    return Comparison(methods, output_dir=folder, **{**defaults, **settings})
-
 
 def pretend(plan: Comparison, cell: Cell, evaluations: float | None = None, switched: int | None = None) -> None:
     """Write the run folder that a run would have left."""
-    write_run_folder(cell.folder)
+    write_run_folder(cell.folder, epochs=1, switch_step=10)
 
     def edit(record: dict[str, Any]) -> None:
         record.update(command=plan.command(cell), status="complete", seed=cell.seed)
@@ -36,31 +29,31 @@ def pretend(plan: Comparison, cell: Cell, evaluations: float | None = None, swit
 
 
 def test_every_method_gets_the_updates_that_the_budget_pays_for(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", "sam", "rts_pugd", "rts_pugd --switch_at 0.7", "pugd --perturb_every 3")
+    plan = planned(tmp_path / "c", "sgd", "sam", "rts_pugd", "rts_pugd --switch_at 0.7", "pugd --perturb_every 3")
     assert (plan.updates_an_epoch, plan.gradient_evaluations) == (5, 20)
     assert [method.updates for method in plan.methods] == [20, 10, 13, 16, 15]
 
 
 def test_a_second_pass_over_fewer_images_leaves_more_updates(tmp_path: Path) -> None:
     half, odd = "pugd --perturb_fraction 0.5", "sam --perturb_fraction 0.17"  # 5 of 24 images
-    plan = comparison(tmp_path / "c", "pugd", half, odd, f"rts_pugd --switch_at 0 --perturb_every 2 {half[5:]}")
+    plan = planned(tmp_path / "c", "pugd", half, odd, f"rts_pugd --switch_at 0 --perturb_every 2 {half[5:]}")
     assert [method.updates for method in plan.methods] == [10, 13, 16, 16]
     assert "--perturb_fraction 0.5" in plan.command(plan.cells()[1])
 
 
 def test_accumulated_batches_are_one_gradient(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", words=(*SMALL, "--gradient_accumulation_steps", "2"))
+    plan = planned(tmp_path / "c", words=(*SMALL, "--gradient_accumulation_steps", "2"))
     assert plan.updates_an_epoch == 3
 
 
 def test_a_last_batch_that_is_dropped_is_no_gradient(tmp_path: Path) -> None:
     words = (*SMALL, "--per_device_train_batch_size", "50")  # 120 images: two batches, and 20 images
-    assert comparison(tmp_path / "a", words=words).updates_an_epoch == 3
-    assert comparison(tmp_path / "b", words=(*words, "--dataloader_drop_last", "true")).updates_an_epoch == 2
+    assert planned(tmp_path / "a", words=words).updates_an_epoch == 3
+    assert planned(tmp_path / "b", words=(*words, "--dataloader_drop_last", "true")).updates_an_epoch == 2
 
 
 def test_a_cell_is_one_run_of_the_training_command(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", "sam --radius_beta_max 0.1 --learning_rate 0.3")
+    plan = planned(tmp_path / "c", "sgd", "sam --radius_beta_max 0.1 --learning_rate 0.3")
     cells = plan.cells()
     assert [(cell.method.label.split()[0], cell.seed) for cell in cells] == [
         ("sgd", 0), ("sam", 0), ("sgd", 1), ("sam", 1),
@@ -71,7 +64,7 @@ def test_a_cell_is_one_run_of_the_training_command(tmp_path: Path) -> None:
 
 
 def test_a_complete_run_is_not_made_again_and_a_broken_one_is(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c")
+    plan = planned(tmp_path / "c")
     cell = plan.cells()[0]
     assert plan.job(cell) is not None
     pretend(plan, cell)
@@ -86,16 +79,16 @@ def test_a_complete_run_is_not_made_again_and_a_broken_one_is(tmp_path: Path) ->
 
 
 def test_the_same_comparison_goes_on_and_another_is_refused(tmp_path: Path) -> None:
-    comparison(tmp_path / "c")
-    comparison(tmp_path / "c", "sgd", "pugd", seeds=range(5))  # more methods, more seeds
+    planned(tmp_path / "c")
+    planned(tmp_path / "c", "sgd", "pugd", seeds=range(5))  # more methods, more seeds
     with pytest.raises(ValueError, match=r"holds another comparison \(budget 4, not 5\)"):
-        comparison(tmp_path / "c", budget=5)
+        planned(tmp_path / "c", budget=5)
     with pytest.raises(ValueError, match=r"holds another comparison \(words"):
-        comparison(tmp_path / "c", words=(*SMALL, "--weight_decay", "0.1"))
+        planned(tmp_path / "c", words=(*SMALL, "--weight_decay", "0.1"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and holds no comparison"):
-        comparison(tmp_path / "mine")
+        planned(tmp_path / "mine")
 
 
 def test_a_recipe_is_compared_with_what_is_said_for_all_in_place_of_its_own_data(tmp_path: Path) -> None:
@@ -137,12 +130,12 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
     tmp_path: Path, opts: list[str], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        comparison(tmp_path / "c", *opts, **settings)
+        planned(tmp_path / "c", *opts, **settings)
     assert not (tmp_path / "c").exists()
 
 
 def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
@@ -159,7 +152,7 @@ def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: P
 
 def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None:
     variance, gap = "rts_pugd --switch gradient_variance", "rts_pugd --switch generalization_gap"
-    plan = comparison(tmp_path / "c", variance, "sgd", gap, budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", variance, "sgd", gap, budget=40, seeds=[0])
     rounds: list[list[tuple[str, int]]] = []
 
     def run(cells: list[Cell]) -> None:  # the one fires at once; the other after half, and at the second try late
@@ -177,7 +170,7 @@ def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None
 
 
 def test_a_switch_that_only_long_runs_fire_is_searched_for_between(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after 40 updates of at least 118
@@ -193,7 +186,7 @@ def test_a_switch_that_only_long_runs_fire_is_searched_for_between(tmp_path: Pat
 
 def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> None:
     method = "rts_pugd --switch gradient_variance"
-    plan = comparison(tmp_path / "c", "sgd", method, budget=40, seeds=[5, 6, 7])
+    plan = planned(tmp_path / "c", "sgd", method, budget=40, seeds=[5, 6, 7])
     rounds: list[list[tuple[int, int]]] = []
 
     def run(cells: list[Cell]) -> None:  # it fires after half of the updates, with seed 6 at once, with seed 7 never
@@ -216,7 +209,7 @@ def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> 
 
 def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
     method = "rts_pugd --switch gradient_variance --perturb_fraction 0.5"
-    plan = comparison(tmp_path / "c", method, budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", method, budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
@@ -231,7 +224,7 @@ def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
 
 
 def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[3])
+    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[3])
     made: list[tuple[float | None, int]] = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch never fires at first, and halfway at a higher rate
@@ -248,13 +241,13 @@ def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_pat
     assert plan.methods[0].updates == 133
     assert len(list((tmp_path / "c" / "pilots").rglob("run.json"))) == len(made)
     # Pilots of another first seed are other runs.
-    other = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[4])
+    other = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[4])
     other.settle_lengths(run)  # type: ignore[arg-type]
     assert len(made) == 4
 
 
 def test_a_pilot_that_diverged_settles_nothing(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
     made: list[int] = []
 
     def run(cells: list[Cell]) -> None:  # the second pilot diverges early, and says that no switch has fired
@@ -271,7 +264,7 @@ def test_a_pilot_that_diverged_settles_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_diverged_is_a_result_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = comparison(tmp_path / "c", "sgd")
+    plan = planned(tmp_path / "c", "sgd")
     told: list[str] = []
     cells = plan.cells()
 
@@ -289,7 +282,7 @@ def test_a_run_that_diverged_is_a_result_and_not_made_again(tmp_path: Path, monk
 
 
 def test_a_run_that_a_signal_stopped_is_not_taken_for_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = comparison(tmp_path / "c", "sgd")
+    plan = planned(tmp_path / "c", "sgd")
     cells = plan.cells()
 
     def run_jobs(jobs: list[Job], **settings: Any) -> Iterator[tuple[Job, str | None]]:
@@ -310,7 +303,7 @@ def test_a_run_that_a_signal_stopped_is_not_taken_for_a_result(tmp_path: Path, m
 
 
 def test_runs_that_fail_are_told_after_the_others_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = comparison(tmp_path / "c", "sgd")
+    plan = planned(tmp_path / "c", "sgd")
     told: list[str] = []
     cells = plan.cells()
 

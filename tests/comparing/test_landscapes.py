@@ -21,7 +21,7 @@ DATA = DataArguments(max_train_samples=60, max_eval_samples=20, image_size=8, la
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp(opt) for opt in ("sgd", "sam")]
     for folder in folders:
-        arguments = settings(folder, opt=folder.name[:3], num_train_epochs=1)
+        arguments = settings(folder, opt=folder.name[:3], num_train_epochs=1, draw_figures=False)
         train(ModelArguments(model="test_resnet"), DATA, arguments)
     return folders
 

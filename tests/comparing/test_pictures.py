@@ -1,9 +1,7 @@
-"""scripts/figures.py and its function: every picture of some runs in one folder."""
+"""The command `figures` and its function: every picture of some runs in one folder."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +9,14 @@ import numpy as np
 import pytest
 from run_folder_for_tests import edit_json, write_run_folder
 
+from rts_hf.cli import main
 from rts_hf.comparing import landscapes as landscapes_of_runs
 from rts_hf.comparing import pictures as pictures_of_runs
 from rts_hf.comparing.pictures import draw_pictures
 from rts_hf.reports import figures
 from rts_hf.reports.landscape import Line, Surface
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "figures.py"
 CARDS = Path(__file__).parents[2] / "model_cards"
-
-
-def run_script(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 def test_the_command_draws_from_committed_records(
@@ -31,18 +24,18 @@ def test_the_command_draws_from_committed_records(
 ) -> None:
     monkeypatch.setattr(figures, "DPI", 40)
     monkeypatch.chdir(tmp_path)
-    run_script(monkeypatch, str(CARDS / "digits_sgd"), str(CARDS / "digits_rts_pugd"), "--output_dir", "pictures")
+    main(["figures", str(CARDS / "digits_sgd"), str(CARDS / "digits_rts_pugd"), "--output_dir", "pictures"])
     names = ["histories.png", "histories.svg", "strategies.png", "strategies.svg"]
     assert capsys.readouterr().out.splitlines() == [f"pictures/{name}" for name in names]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == names
 
 
-def test_an_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: run_dir=.* has no run\.json; .*$"):
-        run_script(monkeypatch, str(tmp_path), "--output_dir", str(tmp_path / "pictures"))
+        main(["figures", str(tmp_path), "--output_dir", str(tmp_path / "pictures")])
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SystemExit, match=r"^error: run .*digits_sgd' holds no model\.safetensors"):
-        run_script(monkeypatch, str(CARDS / "digits_sgd"), "--output_dir", str(tmp_path), "--landscape")
+        main(["figures", str(CARDS / "digits_sgd"), "--output_dir", str(tmp_path), "--landscape"])
 
 
 def test_landscapes_are_drawn_on_one_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +65,9 @@ def test_landscapes_are_drawn_on_one_scale(tmp_path: Path, monkeypatch: pytest.M
     assert asked[0] == ("sgd", "surface-sgd.npz", {"points": 3, "span": 1.0, "seed": 4, **common})
     assert asked[2] == (["line-sgd-sam.npz"], common)
     assert limits == [(1.0, 4.0)] * 2
+    monkeypatch.setattr(pictures_of_runs, "draw_figure", lambda path, *args, **kwargs: [path])
     alone = draw_pictures(runs[:1], tmp_path / "alone", landscape=True)
-    assert "lines.png" not in [path.name for path in alone]
+    assert [path.name for path in alone] == ["histories", "strategies", "surface-sgd"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from comparison_for_tests import small_pictures  # noqa: F401
 from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf.comparing.report import write_report
@@ -17,7 +18,7 @@ def report(folder: Path, methods: tuple[str, ...] = ("sgd", NASTY)) -> dict[str,
         for seed in range(2):
             run = folder / "runs" / str(place) / f"seed-{seed}"
             if not run.exists():
-                write_run_folder(run)
+                write_run_folder(run, epochs=2, switch_step=20)
                 edit_json(run / "run.json", lambda record, seed=seed: record.update(seed=seed))  # type: ignore[misc]
             runs.append((method, run))
     facts = {"command": "python scripts/compare.py", "model": "resnet18", "data": "pets <b>", "budget": 1.0}

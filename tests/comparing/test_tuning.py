@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comparison_for_tests import planned
 from run_folder_for_tests import edit_json, write_run_folder
-from test_comparison import comparison
 
 from rts_hf.comparing.comparison import Cell
 from rts_hf.comparing.tuning import EXTENSIONS, GRID, read_trials, search
@@ -17,7 +17,7 @@ def pretending(accuracy: Callable[[float], float], seen: list[Cell]) -> Callable
     def run(cells: Sequence[Cell]) -> None:
         for cell in cells:
             seen.append(cell)
-            write_run_folder(cell.folder)
+            write_run_folder(cell.folder, epochs=1, switch_step=10)
 
             def edit(record: dict[str, Any], rate: float = cell.method.learning_rate or 0.0) -> None:
                 record["metrics"] = {"validation": {"accuracy": accuracy(rate), "loss": 1.0 + rate}, "test": None}
@@ -28,7 +28,7 @@ def pretending(accuracy: Callable[[float], float], seen: list[Cell]) -> Callable
 
 
 def test_the_best_of_a_grid_around_the_default_is_taken(tmp_path: Path) -> None:
-    plan, seen = comparison(tmp_path / "c", "sgd", "adamw"), list[Cell]()
+    plan, seen = planned(tmp_path / "c", "sgd", "adamw"), list[Cell]()
     searches = search(plan, pretending(lambda rate: 0.9 - abs(rate - 0.03), seen), seeds=2)
     assert [method.learning_rate for method in plan.methods] == [
         0.03,
@@ -42,7 +42,7 @@ def test_the_best_of_a_grid_around_the_default_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_grid_grows_at_its_best_end_but_not_for_ever(tmp_path: Path) -> None:
-    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    plan, seen = planned(tmp_path / "c", "sgd"), list[Cell]()
     (found,) = search(plan, pretending(lambda rate: rate, seen), seeds=1, learning_rates=[0.1, 0.3])
     assert found.rates == pytest.approx([0.1, 0.3, 0.95, 3.0, 9.5])
     assert len(found.rates) == 2 + EXTENSIONS
@@ -52,7 +52,7 @@ def test_a_grid_grows_at_its_best_end_but_not_for_ever(tmp_path: Path) -> None:
 
 
 def test_of_equally_accurate_ones_that_with_the_lower_loss(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd")
+    plan = planned(tmp_path / "c", "sgd")
     search(plan, pretending(lambda rate: 0.5, []), seeds=1, learning_rates=[0.1, 0.2, 0.3])
     rate = plan.methods[0].learning_rate
     assert rate is not None
@@ -60,7 +60,7 @@ def test_of_equally_accurate_ones_that_with_the_lower_loss(tmp_path: Path) -> No
 
 
 def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
-    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    plan, seen = planned(tmp_path / "c", "sgd"), list[Cell]()
     run = pretending(lambda rate: rate, seen)
 
     def diverging(cells: Sequence[Cell]) -> None:
@@ -77,7 +77,7 @@ def test_a_rate_that_diverges_is_the_worst(tmp_path: Path) -> None:
 
 
 def test_a_grid_that_diverges_throughout_grows_downwards(tmp_path: Path) -> None:
-    plan, seen = comparison(tmp_path / "c", "sgd"), list[Cell]()
+    plan, seen = planned(tmp_path / "c", "sgd"), list[Cell]()
     run = pretending(lambda rate: 0.0, seen)
 
     def diverging(cells: Sequence[Cell]) -> None:
@@ -92,22 +92,22 @@ def test_a_grid_that_diverges_throughout_grows_downwards(tmp_path: Path) -> None
 
 
 def test_seeds_of_the_comparison_choose_nothing(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", seeds=[7, 1000])
+    plan = planned(tmp_path / "c", "sgd", seeds=[7, 1000])
     with pytest.raises(ValueError, match="1000 is one that learning rates are chosen with"):
         search(plan, pretending(lambda rate: 0.5, []), seeds=1)
 
 
 def test_what_an_earlier_comparison_chose_is_taken_over(tmp_path: Path) -> None:
-    plan = comparison(tmp_path / "c", "sgd", "adamw")
+    plan = planned(tmp_path / "c", "sgd", "adamw")
     searches = search(plan, pretending(lambda rate: 0.9 - abs(rate - 0.03), []), seeds=2)
     rows = [row for each in searches for row in each.table()]
     (tmp_path / "trials.csv").write_text(to_csv(rows, list(rows[0])), encoding="utf-8")
-    untuned = comparison(tmp_path / "d", "adamw").methods
+    untuned = planned(tmp_path / "d", "adamw").methods
     methods, read = read_trials(untuned, tmp_path / "trials.csv")
     assert [(method.label, method.learning_rate) for method in methods] == [("adamw", 0.03)]
     assert read == [row for row in rows if row["method"] == "adamw"]
     with pytest.raises(ValueError, match="chose no learning rate for sam; leave it out, and give tune"):
-        read_trials(comparison(tmp_path / "e", "sgd", "sam").methods, tmp_path / "trials.csv")
+        read_trials(planned(tmp_path / "e", "sgd", "sam").methods, tmp_path / "trials.csv")
     for text in (
         "method,learning_rate\nsgd,0.1\n",
         "method,learning_rate,runs\nsgd,high,1\n",

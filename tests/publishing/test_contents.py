@@ -20,7 +20,6 @@ from rts_hf.reports.comparison import section
 from rts_hf.training.checkpoints import what_is_missing
 
 
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return finished_run(tmp_path / "run")

@@ -104,9 +104,7 @@ def test_a_space_of_another_is_left_alone(hub_here: Hub, run: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "name"), [(["--space"], REPO), (["--space", f"{USER}/demo"], f"{USER}/demo")])
-def test_the_command_lists_both(
-    run: Path, words: list[str], name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_lists_both(run: Path, words: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["publish", str(run), "--repo", REPO, "--dry_run", *words])
     lines = capsys.readouterr().out.splitlines()
     assert f"would be published in {REPO}. Nothing was sent." in lines[len(PUBLISHED)]

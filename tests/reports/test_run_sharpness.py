@@ -86,9 +86,7 @@ def test_a_failure_costs_the_figure_and_not_the_run(tmp_path: Path, monkeypatch:
         raise RuntimeError("derivative for aten::x is not implemented\nmore")
 
     monkeypatch.setattr(run_sharpness, "hessian_eigenvalue", fail)
-    record = train(
-        ModelArguments(model="test_resnet"), SMALL, quick(tmp_path, measure_sharpness=True)
-    )
+    record = train(ModelArguments(model="test_resnet"), SMALL, quick(tmp_path, measure_sharpness=True))
     assert (record["status"], record["sharpness"]) == ("complete", None)
     assert record["warnings"] == ["Sharpness was not measured: derivative for aten::x is not implemented"]
     monkeypatch.setattr(RTSTrainer, "predict", fail)  # nothing is measured again
