@@ -1,12 +1,28 @@
-"""Data sets that come inside a package open through the presets, without a network."""
+"""Data sets inside packages: opened through the presets, patches always the same, and no pixel in two splits."""
 
 from __future__ import annotations
 
+import builtins
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
-from rts_hf.data.embedded import EMBEDDED, PHOTOGRAPHS, photo_patches
+from rts_hf.data.embedded import (
+    BLOCK,
+    CHECKSUM,
+    EMBEDDED,
+    MARGIN,
+    PATCH,
+    PHOTOGRAPHS,
+    checksum,
+    patches_of_block,
+    photo_patches,
+    split_of_block,
+)
 from rts_hf.data.loading import load_data
 from rts_hf.data.sources import PRESETS, open_source
 
@@ -45,3 +61,71 @@ def test_photo_patches_by_default() -> None:
     assert (bundle.image_size, bundle.augmentation, bundle.normalisation) == (16, "crop_flip", "photo_patches")
     assert bundle.split_sizes == {"train": 20, "validation": 10, "test": 10}
     assert torch.isfinite(bundle.train[0]["pixel_values"]).all()
+
+
+# ---- Patches of photographs ----
+
+Splits = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module", name="arrays")
+def all_patches() -> Splits:
+    return photo_patches()
+
+
+def test_the_arrays_are_those_of_every_machine(arrays: Splits) -> None:
+    assert checksum(arrays) == CHECKSUM == "f677c19e51522468b95e0ff35414a2e5451324cc703ecabfb2c84b6e47a29c08"
+    assert {name: len(patches) for name, (patches, _) in arrays.items()} == {
+        "train": 2224,
+        "validation": 768,
+        "test": 736,
+    }
+    for patches, labels in arrays.values():
+        assert patches.shape[1:] == (PATCH, PATCH)
+        assert (patches.dtype, labels.dtype) == (np.uint8, np.int64)
+        assert set(labels.tolist()) == set(range(len(PHOTOGRAPHS)))
+
+
+def test_another_pixel_or_label_is_another_checksum(arrays: Splits) -> None:
+    for part, index in ((0, (5, 3, 2)), (1, 7)):
+        changed = {name: (patches.copy(), labels.copy()) for name, (patches, labels) in arrays.items()}
+        changed["test"][part][index] ^= 1
+        assert checksum(changed) != CHECKSUM
+
+
+def test_no_pixel_is_in_two_splits() -> None:
+    """Of a picture that numbers its pixels, and whose place is thus written in every patch."""
+    side = 10 * BLOCK
+    picture = np.arange(side * side).reshape(side, side)
+    seen: dict[str, np.ndarray] = {name: np.zeros((side, side), bool) for name in ("train", "validation", "test")}
+    for row in range(10):
+        for column in range(10):
+            block = picture[row * BLOCK : (row + 1) * BLOCK, column * BLOCK : (column + 1) * BLOCK]
+            for patch in patches_of_block(block):
+                seen[split_of_block(row, column)].flat[patch.ravel()] = True
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        for shift in range(2 * MARGIN):  # nor within that distance
+            for axis in (0, 1):
+                assert not (seen[one] & np.roll(seen[other], shift, axis)).any()
+    assert [int(100 * seen[name].sum() / sum(s.sum() for s in seen.values())) for name in seen] == [60, 20, 20]
+
+
+def test_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("skimage"):
+            raise ModuleNotFoundError(name)
+        return load(name, *args, **kwargs)
+
+    for name in [name for name in sys.modules if name.startswith("skimage")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"dataset='photo_patches'.*pip install scikit-image .*extra 'benchmarks'"):
+        photo_patches()
+
+
+def test_other_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skimage.data, "coins", lambda: np.zeros((303, 384), np.uint8))
+    with pytest.raises(ValueError, match=r"ships other pictures.*pip install 'scikit-image=="):
+        photo_patches()

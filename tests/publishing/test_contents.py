@@ -13,8 +13,8 @@ from publishing_for_tests import PUBLISHED, REPO, finished_run
 from run_folder_for_tests import edit_json
 from safetensors.torch import load_file
 
-from rts_hf.publishing.contents import Finding, left_over, scan, stage
 from rts_hf.publishing import contents as publication
+from rts_hf.publishing.contents import Finding, left_over, scan, stage
 from rts_hf.reports.card import render_card
 from rts_hf.reports.comparison import section
 from rts_hf.training.checkpoints import what_is_missing

@@ -28,7 +28,6 @@ from run_folder_for_tests import KINDS, edit_json, write_run_folder
 from rts_hf.reports import figures
 from rts_hf.reports.figures import draw_run_figures, remove_run_figures
 
-
 DRAWN = ("rts_pugd", "never_switched", "sgd", "by_class", "no_logs")
 
 
