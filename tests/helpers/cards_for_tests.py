@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import pytest
 import yaml
 from run_folder_for_tests import edit_json
 
@@ -41,11 +37,3 @@ def results_by_split(card: str) -> dict[str, dict[str, float]]:
         result["dataset"]["split"]: {metric["type"]: metric["value"] for metric in result["metrics"]}
         for result in model["results"]
     }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def template_compiled_once() -> Iterator[None]:
-    """Compile the cards' template once a session: huggingface_hub does so at every card, most of a card's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jinja2, "Template", functools.lru_cache(jinja2.Template))
-        yield
