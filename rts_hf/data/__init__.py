@@ -1,4 +1,4 @@
 """Images and labels: where they come from, how they are split, and the batches made of them.
 
-Imports nothing of the package but the way to the Hub.
+Imports nothing of the package but ``rts_hf.connection``.
 """

@@ -385,6 +385,7 @@ class RTSPUGD(TimedOptimizer):
         constant = self.radius_schedule.strategy == self.scale_schedule.strategy == "constant"
         if self.total_steps is None and (not constant or isinstance(waits, float)):
             self._warn_once(
-                "total_steps is unknown, so the schedules stand at their first value; pass total_steps=..., or set "
-                "optimizer.total_steps."
+                "total_steps is unknown, so the schedules stand at their first value"
+                + (" and the switch, at a share of the run, never fires" if isinstance(waits, float) else "")
+                + "; pass total_steps=..., or set optimizer.total_steps."
             )

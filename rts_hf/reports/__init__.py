@@ -1,4 +1,4 @@
-"""Pictures, tables, sharpness and the card: what tells of a finished run, made from its folder alone.
+"""What tells of a finished run: pictures, tables and the card, made from its folder alone; sharpness and loss surfaces.
 
-May import ``optim`` and ``training``.
+May import ``training`` and what lies below it.
 """
