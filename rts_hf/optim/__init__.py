@@ -4,6 +4,7 @@ for timm, accelerate and any loop.
 Imports torch and timm alone.
 """
 
+from rts_hf.optim.attached import attach_second_pass
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.registration import register_with_timm, unwrap_optimizer
 from rts_hf.optim.schedules import AlphaSchedule
@@ -18,6 +19,7 @@ __all__ = [
     "GradientVarianceSwitch",
     "PhaseSwitch",
     "RandomState",
+    "attach_second_pass",
     "keep_buffers",
     "register_with_timm",
     "unwrap_optimizer",

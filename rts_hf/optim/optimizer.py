@@ -15,7 +15,7 @@ from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, pro
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import TimedOptimizer, check_whole, name_at, place
-from rts_hf.optim.unit_step import factor_between, refuse_closure, take_unit_step
+from rts_hf.optim.unit_step import factor_between, refuse_closure, run_scaled, take_unit_step
 
 
 class RTSPUGD(TimedOptimizer):
@@ -73,6 +73,8 @@ class RTSPUGD(TimedOptimizer):
 
     Source: RTS-PUGD; PUGD is Tseng et al., "Perturbated Gradients Updating within Unit Space", 2022.
     """
+
+    attached: Any = None  # what attach_second_pass returned; not saved
 
     def __init__(
         self,
@@ -210,6 +212,14 @@ class RTSPUGD(TimedOptimizer):
         Raises:
             RuntimeError: If the coming step wants no second pass, or inside another ``perturbed()``.
         """
+        with self._at_w_plus_epsilon():
+            params, grads = self._params_and_gradients()
+            versions = [grad._version for grad in grads]
+            yield
+            self._put_back_cleared(params, grads, versions)
+
+    @contextmanager
+    def _at_w_plus_epsilon(self) -> Iterator[None]:
         if self._is_perturbed:
             raise RuntimeError("perturbed() inside perturbed(): the weights are at w + ε already.")
         if not self.perturbing:
@@ -276,6 +286,9 @@ class RTSPUGD(TimedOptimizer):
         if self._is_state_initialization(grads):
             self.base_optimizer.step()
             return loss
+        if grads and closure is None and self.attached is not None and self.perturbing and self._probe_norm is None:
+            is_usable = run_scaled(self.attached.run, lambda: self._params_and_gradients()[1])
+            params, grads = self._params_and_gradients() if is_usable else ([], [])
         if not grads:
             self._coming_norms = self._probe_norm = None
             return loss
@@ -307,10 +320,30 @@ class RTSPUGD(TimedOptimizer):
             )
         super().zero_grad(set_to_none)
         self._coming_norms = self._probe_norm = None
+        if self.attached is not None:
+            self.attached.forget()
+
+    def _put_back_cleared(self, params: list[Tensor], firsts: list[Tensor], versions: list[int]) -> None:
+        """Add α_s·g again where it was taken away inside ``perturbed()``, as ``model.zero_grad()`` does."""
+        cleared = [
+            (param, first)
+            for param, first, version in zip(params, firsts, versions, strict=True)
+            # DistributedDataParallel replaces a gradient too, but by what was added to this one
+            if param.grad is None or (param.grad is not first and first._version == version)
+        ]
+        if not cleared:
+            return
+        self._warn_once(
+            f"{len(cleared)} gradients were cleared inside perturbed(), by model.zero_grad() for instance, which drops "
+            "α_s·g, the first pass's share; it was added again. Call the optimizer's zero_grad() after step() instead."
+        )
+        with torch.no_grad():
+            for param, first in cleared:
+                param.grad = first if param.grad is None else param.grad + first
 
     def _second_pass(self, closure: Callable[[], Any]) -> None:
         """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
-        with self.perturbed():
+        with self._at_w_plus_epsilon():
             params, grads = self._params_and_gradients()
             # DDP's bucket views are overwritten by the second backward
             kept = [grad.clone() if grad._is_view() else grad for grad in grads]
@@ -333,14 +366,19 @@ class RTSPUGD(TimedOptimizer):
         """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
         if self.perturbing and self._probe_norm is None and any(group["lr"] for group in self.param_groups):
             self._warn_once(
-                "step() found no second gradient, so it takes the step on the first gradient alone; run the second "
-                "pass inside `with optimizer.perturbed():`, or pass a closure."
+                "step() found no second gradient, so it takes the step on the first gradient alone. Call "
+                "rts_hf.attach_second_pass(optimizer, model, criterion) once after both are made, or run the second "
+                "pass inside `with optimizer.perturbed():`, or pass a closure; transformers users take RTSTrainer."
             )
         if not METHODS[self.method].unit_gradient:
             self.base_optimizer.step()
             return
         unusable = take_unit_step(self.base_optimizer, params, grads, norm, lambda: self._buffers_like(params))
         self._unusable = unusable + self._unusable
+
+    def has_no_gradients(self) -> bool:
+        """Return whether no parameter has a gradient."""
+        return all(param.grad is None for group in self.param_groups for param in group["params"])
 
     def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [(param, param.grad) for group in self.param_groups for param in group["params"]]

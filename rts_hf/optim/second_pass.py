@@ -1,16 +1,22 @@
-"""What a second pass over the same batch must repeat or leave alone: random numbers and BatchNorm statistics."""
+"""What a second pass over the same batch must repeat or leave alone: random numbers, inputs, BatchNorm statistics."""
 
 from __future__ import annotations
 
+import random
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 
 class RandomState:
-    """The state of torch's random generators at one moment, to draw the same dropout masks again.
+    """The state of the random generators of torch, Python and numpy at one moment, to draw the same masks again.
 
     >>> import torch
     >>> state = RandomState(torch.device("cpu"))
@@ -26,6 +32,10 @@ class RandomState:
 
     def __init__(self, device: torch.device) -> None:
         self._cpu = torch.get_rng_state()
+        self._python = random.getstate()
+        self._numpy = sys.modules.get("numpy.random")  # nobody draws from what was never imported
+        if self._numpy is not None:
+            self._drawn_by_numpy = self._numpy.get_state()
         self._accelerator = None if device.type == "cpu" else torch.get_device_module(device)
         self._device = device
         if self._accelerator is not None:
@@ -34,6 +44,9 @@ class RandomState:
     def restore(self) -> None:
         """Put the generators into this state."""
         torch.set_rng_state(self._cpu)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            self._numpy.set_state(self._drawn_by_numpy)
         if self._accelerator is not None:
             self._accelerator.set_rng_state(self._accelerated, self._device)
 
@@ -46,6 +59,61 @@ class RandomState:
             yield
         finally:
             now.restore()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    inputs: Any
+    tensors: list[Tensor]
+    versions: list[int]
+    copies: Any  # None where none were made
+
+
+class Originals:
+    """Keeps the inputs of a pass for another one, as they were, where the pass changes them in place.
+
+    Copies are made of the first passes' inputs, and from the first pass on that changed its own.
+
+    >>> import torch
+    >>> originals, images = Originals(), torch.ones(2)
+    >>> kept = originals.keep({"images": images})
+    >>> _ = images.mul_(0.5)
+    >>> originals.settle(kept)
+    {'images': tensor([1., 1.])}
+    """
+
+    _WATCHED = 20  # passes: timm's Mixup leaves some batches as they are
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._changes = False
+
+    def keep(self, inputs: Any) -> _Kept:
+        """Return what :meth:`settle` takes, before the pass; ``inputs`` are tensors in tuples, lists and dicts."""
+        tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and not leaf.is_inference()]
+        self._seen += 1
+        makes_copies = self._changes or self._seen <= self._WATCHED
+        copies = tree_map_only(Tensor, _copy, inputs) if makes_copies else None
+        return _Kept(inputs, tensors, [tensor._version for tensor in tensors], copies)
+
+    def settle(self, kept: _Kept) -> Any:
+        """Return the inputs as they were when they were kept, after the pass; warn once where that is too late."""
+        if [tensor._version for tensor in kept.tensors] == kept.versions:
+            return kept.inputs
+        is_late, self._changes = not self._changes and kept.copies is None, True
+        if is_late:
+            warnings.warn(
+                "A forward pass changed its inputs in place, as timm's Mixup does, for the first time after "
+                f"{self._seen} that did not: the second pass of this update sees the changed ones. From now on each "
+                "pass gets tensors of its own.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return kept.inputs if kept.copies is None else kept.copies
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 class BufferSnapshot:

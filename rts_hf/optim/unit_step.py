@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rts_hf.optim.perturbation import is_sharded, is_unusable, unit_gradients
+from rts_hf.optim.perturbation import global_norm, is_sharded, is_unusable, unit_gradients
 
 # Devices whose fused optimizers are known to divide by grad_scale.
 _DIVIDING_DEVICES = frozenset({"cpu", "cuda"})
@@ -103,14 +104,48 @@ def refuse_closure() -> None:
     :class:`torch.amp.GradScaler` itself refuses a closure only where it comes by keyword; accelerate passes it by
     position.
     """
-    frame = sys._getframe(1)
+    if _scalers_call() is not None:
+        raise RuntimeError(
+            "step(closure) under a gradient scaler: it has looked for overflow, and unscaled, before the closure "
+            "makes the gradients, so the step would take scaled ones. Call backward(), then the second pass inside "
+            "`with optimizer.perturbed():`, then the scaler's (or accelerate's) step() without a closure."
+        )
+
+
+def run_scaled(run: Callable[[], None], gradients: Callable[[], list[Tensor]]) -> bool:
+    """Run a second pass in ``step()``; return whether its gradients may be used.
+
+    Under a gradient scaler the first pass's gradients are unscaled by then, and those of the second come scaled: so the
+    first are scaled again, and their sum is unscaled. Where that is not finite, the scaler hears of it as of an
+    overflow in the first pass, which waits for the device as its own look does.
+
+    Args:
+        run: Adds the second pass's gradients.
+        gradients: Returns those that are in place.
+    """
+    call = _scalers_call()
+    if call is None:
+        run()
+        return True
+    scale = call["self"]._scale
+    torch._foreach_mul_(gradients(), float(scale))
+    run()
+    grads = gradients()
+    torch._foreach_mul_(grads, float(scale.double().reciprocal().float()))  # as the scaler itself has it
+    if torch.isfinite(global_norm(grads)):
+        return True
+    for found in call["optimizer_state"]["found_inf_per_device"].values():
+        found.fill_(1.0)
+    return False
+
+
+def _scalers_call() -> dict[str, Any] | None:
+    """Return the local variables of the gradient scaler's call of ``step()``, or None without a scaler."""
+    frame = sys._getframe(2)
     for _ in range(_FARTHEST_CALLER):
         if frame.f_code.co_name == _SCALERS_CALL:
-            raise RuntimeError(
-                "step(closure) under a gradient scaler: it has looked for overflow, and unscaled, before the closure "
-                "makes the gradients, so the step would take scaled ones. Call backward(), then the second pass inside "
-                "`with optimizer.perturbed():`, then the scaler's (or accelerate's) step() without a closure."
-            )
+            return frame.f_locals
         if frame.f_back is None:
-            return
+            break
         frame = frame.f_back
+    return None

@@ -283,3 +283,27 @@ def test_passes_timms_test_patterns(opt: str, base: str, strided: bool) -> None:
 
 def test_public_names() -> None:
     assert all(hasattr(rts_hf, name) for name in rts_hf.__all__)
+
+
+@pytest.mark.parametrize("clears", ["before the backward", "after it", "replaced by a copy"])
+def test_a_first_gradient_cleared_by_the_model_is_put_back_with_a_warning(clears: str) -> None:
+    ends = []
+    for is_cleared in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+        optimizer = RTSPUGD(model.parameters(), lr=0.1, switch=None, scale="constant", total_steps=3)
+        model(torch.ones(5, 6)).square().sum().backward()
+        with warnings.catch_warnings(record=True) as said, optimizer.perturbed():
+            warnings.simplefilter("always")
+            if is_cleared and clears == "before the backward":
+                model.zero_grad()
+            model(torch.ones(5, 6)).square().sum().backward()
+            if is_cleared and clears == "after it":
+                model.zero_grad()
+            if is_cleared and clears == "replaced by a copy":
+                for param in model.parameters():
+                    param.grad = param.grad.clone()
+        optimizer.step()
+        ends.append([*model.parameters()])
+    assert all(map(torch.equal, *ends))
+    assert ["4 gradients were cleared" in str(each.message) for each in said] == [True] * (clears[0] != "r")
