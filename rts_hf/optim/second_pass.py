@@ -96,12 +96,17 @@ class Originals:
         copies = tree_map_only(Tensor, _copy, inputs) if makes_copies else None
         return _Kept(inputs, tensors, [tensor._version for tensor in tensors], copies)
 
-    def settle(self, kept: _Kept) -> Any:
-        """Return the inputs as they were when they were kept, after the pass; warn once where that is too late."""
+    def settle(self, kept: _Kept, *, is_needed: bool = True) -> Any:
+        """Return the inputs as they were when they were kept, after the pass; warn where it is too late for that.
+
+        Args:
+            kept: What :meth:`keep` returned.
+            is_needed: Whether there is another pass; if not, what is learned is only whether passes change inputs.
+        """
         if [tensor._version for tensor in kept.tensors] == kept.versions:
             return kept.inputs
         is_late, self._changes = not self._changes and kept.copies is None, True
-        if is_late:
+        if is_late and is_needed:
             warnings.warn(
                 "A forward pass changed its inputs in place, as timm's Mixup does, for the first time after "
                 f"{self._seen} that did not: the second pass of this update sees the changed ones. From now on each "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 import time
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import SaveStrategy, has_length
 
 from rts_hf.training.arguments import RTSTrainingArguments, trajectory_settings
 from rts_hf.training.checkpoints import (
@@ -288,6 +289,17 @@ class ResumableTrainer(SafeSavingTrainer):
         }
 
     # ---- Going on ----
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Return the passes done and the batches of the present one: the Trainer takes a stream for one long pass."""
+        passes, batches = super()._init_training_state(*args, **kwargs)
+        checkpoint = kwargs.get("resume_from_checkpoint", args[3] if len(args) > 3 else None)
+        if checkpoint is None or has_length(self.train_dataset) or self.args.ignore_data_skip:
+            return passes, batches
+        saved = read_state(checkpoint)
+        passes = max(0, math.ceil(saved["epoch"]) - 1)  # of a whole number of passes, the last was the present one
+        share = saved["epoch"] - passes
+        return passes, round(share * saved["max_steps"] * self.args.gradient_accumulation_steps)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         # a second call of train(), or another try with a smaller batch: nothing of the first may be left

@@ -21,7 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.parallelism import check_accelerator, name_blocks
 from rts_hf.optim.registration import unwrap_optimizer
-from rts_hf.optim.second_pass import BufferSnapshot, RandomState, keep_buffers
+from rts_hf.optim.second_pass import BufferSnapshot, Originals, RandomState, keep_buffers
 from rts_hf.training.arguments import RTSTrainingArguments
 from rts_hf.training.checkpoints import is_plain, reconcile
 from rts_hf.training.checks import check_without_metrics, refusals_explained
@@ -29,7 +29,7 @@ from rts_hf.training.faults import FaultCounter
 from rts_hf.training.metrics import classification_metrics, is_classifier, mean_cross_entropy
 from rts_hf.training.resumable import ResumableTrainer
 from rts_hf.training.sums import DeviceSums, unclipped_norm
-from rts_hf.training.window import OperationCounts, check_same_dropout, first_images, replay, share_taken
+from rts_hf.training.window import OperationCounts, check_same_dropout, first_images, is_soft, replay, share_taken
 
 
 class RTSTrainer(ResumableTrainer):
@@ -88,13 +88,16 @@ class RTSTrainer(ResumableTrainer):
             check_without_metrics(self.args, type(self.model).__name__)
         is_plain = getattr(config, "problem_type", None) in (None, "single_label_classification") and num_labels >= 2
         is_timm = isinstance(self.model, TimmWrapperForImageClassification)
-        self._owns_loss = is_timm and is_plain and self.compute_loss_func is None
+        self._takes_soft_labels = is_timm and is_plain and self.compute_loss_func is None
+        # a subclass's loss is its own, and the Trainer's to average over micro-batches
+        self._owns_loss = self._takes_soft_labels and type(self).compute_loss is RTSTrainer.compute_loss
         if self._owns_loss:
             self.compute_loss_func = self._mean_over_images
         self.faults = FaultCounter(self.args.max_skipped_updates)
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
         self._window_perturbs = self._in_second_pass = self._window_is_open = False
         self._operations = OperationCounts()
+        self._originals = Originals()
         self._window_loss: Tensor | float = 0.0
         self._norm = 0.0
         self._sharpness: Tensor | float | None = None
@@ -114,7 +117,11 @@ class RTSTrainer(ResumableTrainer):
     # ---- Optimizer and horizon ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer that ``args.opt`` names, with timm's groups: no decay on 1-d parameters."""
+        """Create the optimizer that ``args.opt`` names, with timm's groups: no decay on 1-d parameters.
+
+        With ``opt_args={"layer_decay": ...}`` each group has a share of the learning rate, ``lr_scale``, that only
+        timm's own schedulers look at: here the group's ``lr`` is that share.
+        """
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             module: Any = self.model if model is None else model
             backbone: Any = getattr(module, "timm_model", None)
@@ -123,6 +130,8 @@ class RTSTrainer(ResumableTrainer):
             self.optimizer = timm.optim.create_optimizer_v2(
                 backbone if is_all else module, **self.args.optimizer_arguments()
             )
+            for group in self.optimizer.param_groups:
+                group["lr"] *= group.get("lr_scale", 1.0)
         return super().create_optimizer(model)
 
     def create_scheduler(
@@ -236,10 +245,13 @@ class RTSTrainer(ResumableTrainer):
         ends_window = self.accelerator.sync_gradients
         self._window_is_open = not ends_window
         rts = self.two_pass_optimizer
+        kept = None if rts is None else self._originals.keep(dict(inputs))
         try:
             with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
-                loss = super().training_step(model, inputs, num_items_in_batch)
+                loss = self._pass(model, inputs, num_items_in_batch)
             self._window_loss = self._window_loss + loss
+            if rts is not None and kept is not None:
+                inputs = self._originals.settle(kept, is_needed=self._window_perturbs)
             if rts is not None and self._window_perturbs:
                 self._window.append((first_images(inputs, self.args.perturb_fraction), state))
                 if ends_window:
@@ -256,13 +268,24 @@ class RTSTrainer(ResumableTrainer):
                 self._since_evaluation.add(loss=total, counted=is_finite.float())
         return loss
 
+    def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
+        if num_items_in_batch is None and self._takes_soft_labels and "labels" in inputs:
+            num_items_in_batch = len(inputs["labels"])  # to a subclass's loss: what the Trainer averages over is a mean
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """Count images: the Trainer would count the numbers in soft labels (N, C)."""
+        if self._owns_loss and batch_samples and is_soft(batch_samples[0].get("labels")):
+            batch_samples = [{**batch, "labels": batch["labels"][:, 0]} for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _run_second_pass(self, rts: RTSPUGD, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         window, self._window = self._window, []
         is_whole = self.args.perturb_fraction == 1
         if not is_whole:  # as the Trainer counts them, in all processes
             num_items_in_batch = self._get_num_items_in_batch([inputs for inputs, _ in window], self.args.device)
         buffers = keep_buffers(model) if self.args.batchnorm_first_pass_only else contextlib.nullcontext()
-        run = functools.partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        run = functools.partial(self._pass, model, num_items_in_batch=num_items_in_batch)
         self._in_second_pass = True
         try:
             with rts.perturbed(), buffers:
@@ -302,19 +325,29 @@ class RTSTrainer(ResumableTrainer):
     ) -> Any:
         """Return the loss, and count the first pass's correct predictions for the training accuracy."""
         labels = inputs.get("labels")
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._takes_soft_labels and not self._owns_loss and is_soft(labels):  # the model would take them for many
+            outputs: Any = model(**{name: value for name, value in inputs.items() if name != "labels"})
+            loss = self._mean_over_images(outputs, inputs["labels"])
+        else:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         logits = outputs.get("logits") if isinstance(outputs, dict) else None
-        is_first_pass = model.training and not self._in_second_pass
-        if is_first_pass and labels is not None and logits is not None and labels.shape == logits.shape[:-1]:
-            counts = {"correct": (logits.detach().argmax(-1) == labels).sum(), "seen": labels.numel()}
+        if model.training and not self._in_second_pass and labels is not None and logits is not None:
+            self._count_images(logits.detach(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _count_images(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a first pass's images: how many were right, and their loss as evaluations measure it, not smoothed."""
+        if labels.shape == logits.shape[:-1]:
+            counts: dict[str, Tensor | float] = {"correct": (logits.argmax(-1) == labels).sum(), "seen": labels.numel()}
             self._since_log.add(**counts)
             self._since_evaluation.add(**counts)
-            if self._owns_loss:  # as evaluations measure it: not smoothed, each image once
-                plain = cross_entropy(logits.detach().float(), labels, reduction="sum")
-                is_finite = torch.isfinite(plain)
-                total = torch.where(is_finite, plain, 0.0)
-                self._since_evaluation.add(loss=total, counted=is_finite * labels.numel())
-        return (loss, outputs) if return_outputs else loss
+        if self._owns_loss and labels.shape in (logits.shape, logits.shape[:-1]):
+            plain = cross_entropy(logits.float(), labels, reduction="sum")
+            is_finite = torch.isfinite(plain)
+            total = torch.where(is_finite, plain, 0.0)
+            self._since_evaluation.add(loss=total, counted=is_finite * len(labels))
 
     def _mean_over_images(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the cross-entropy of a micro-batch, over the images of the whole update where it belongs to one.

@@ -39,6 +39,11 @@ def share_taken(fraction: float, images: int) -> float:
     return images_taken(fraction, images) / images
 
 
+def is_soft(labels: Any) -> bool:
+    """Return whether labels are shares of the classes (N, C), as MixUp, CutMix and smoothing make them."""
+    return isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
+
+
 def first_images(inputs: dict[str, Any], fraction: float) -> dict[str, Any]:
     """Return a micro-batch's inputs with the images that a second pass takes: the first ones.
 

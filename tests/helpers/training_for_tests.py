@@ -84,10 +84,15 @@ def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
     return RTSTrainingArguments(output_dir=str(folder), **{**quiet, **settings})
 
 
-def make_trainer(folder: Path, model: Any = None, train: Dataset | None = None, **settings: Any) -> RTSTrainer:
-    if next(_MADE) < 3:  # accelerate collects before each training, a third of its time: not what was imported so far
+def freeze_imports() -> None:
+    """Keep what was imported from being collected: accelerate does so before each training, a third of its time."""
+    if next(_MADE) < 3:
         gc.collect()
         gc.freeze()
+
+
+def make_trainer(folder: Path, model: Any = None, train: Dataset | None = None, **settings: Any) -> RTSTrainer:
+    freeze_imports()
     keywords = {name: settings.pop(name) for name in ("callbacks", "optimizers", "compute_metrics") if name in settings}
     return RTSTrainer(
         model=make_model() if model is None else model,
