@@ -13,17 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import PIL.Image
-
 from rts_hf.connection import discreet_client, offline, why_unreachable, without_secrets
 from rts_hf.data.embedded import EMBEDDED
-from rts_hf.data.splits import SPLIT_NAMES
+from rts_hf.data.image_folders import image_files
 
 logger = logging.getLogger(__name__)
 
-_TABLE_SUFFIXES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip"}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -148,8 +144,8 @@ def open_source(dataset: str | Path, config: str | None = None, cache_dir: str |
         cache_dir: where `datasets` keeps what it downloads and converts.
 
     Raises:
-        ValueError: no such folder or repository, or one that cannot be read as a data set; a folder inside it that
-            may not be listed, for its images would be missing silently.
+        ValueError: no such folder or repository, or one that cannot be read as a data set; a folder of images of which
+            a part would be missing silently, or be learned as what it is not.
         ConnectionError: a Hub id that is not in the cache, and no network.
     """
     if not isinstance(dataset, str | Path):
@@ -240,6 +236,8 @@ def _load(dataset: str, path: str, config: str | None, cache_dir: str | None, **
     except Exception as error:  # `datasets` lets through whatever its parsers raise: YAML's, zip's, tar's, Arrow's
         # What it says of a split without rows, or of a path with wildcards, names neither the trouble nor the remedy.
         empty = " (the split is empty: fill or remove it)" if "corresponds to no data" in str(error) else ""
+        if "No (supported) data files" in str(error):
+            empty = " (images are told by suffixes such as .png and .jpg: rename or convert them)"
         if Path(path).is_dir() and glob.escape(path) != path:
             empty += " (the path holds *, ? or [, which `datasets` reads as wildcards: rename the folder)"
         # Of a file that it cannot parse, `datasets` tells the reason one step below.
@@ -267,80 +265,9 @@ def _open_folder(dataset: str, folder: Path, config: str | None, cache_dir: str 
                 "a split is empty. Save it again, without empty splits."
             ) from error
         return saved if saved_splits else {"train": saved}
-    if config is None and _holds_images(folder):
-        return _load(dataset, "imagefolder", None, cache_dir, data_files=_image_files(dataset, folder))
+    if config is None and (options := image_files(dataset, folder)) is not None:
+        return _load(dataset, "imagefolder", None, cache_dir, **options)
     return _load(dataset, str(folder), config, cache_dir)
-
-
-def _holds_images(folder: Path) -> bool:
-    """Whether the folder is a tree of image files, judged by the first file that tells."""
-    readme = folder / "README.md"
-    if readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith("---"):
-        return False  # its header tells `datasets` what to read
-    image_suffixes = PIL.Image.registered_extensions()
-    for _, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            suffix = Path(name).suffix.lower()
-            if suffix in _TABLE_SUFFIXES and name not in _METADATA_FILES:
-                return False
-            if suffix in image_suffixes:
-                return True
-    return False
-
-
-def _image_files(dataset: str, folder: Path) -> dict[str, list[str]]:
-    """Split name → patterns of its files. Left to itself `datasets` finds splits by words in any part of a path: of
-    the classes "car" and "bullet train" it would load the second alone, as a split."""
-    parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    links = _linked_folders(dataset, folder)
-    splits = [
-        part
-        for part in parts
-        # A class may be called "train"; a split folder holds class folders or a table of labels.
-        if any(part.name.lower() in names for names in SPLIT_NAMES)
-        and any(path.is_dir() or path.name in _METADATA_FILES for path in part.iterdir())
-    ]
-    if splits and (ignored := [part.name for part in parts if part not in splits]):
-        names = [part.name for part in splits]
-        logger.warning("Folder '%s' has the splits %s; not read: %s.", folder.name, names, ignored)
-    return {
-        part.name.lower() if splits else "train": [
-            glob.escape(str(path.absolute())) + "/**"
-            for path in dict.fromkeys((part, *links))
-            if path.is_relative_to(part)
-        ]
-        for part in splits or [folder]
-    }
-
-
-def _linked_folders(dataset: str, folder: Path) -> list[Path]:
-    """The links to folders at any depth, which the patterns of `datasets` do not follow: a class that is a link would
-    be missing silently, as would one that may not be listed, which is an error here."""
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(
-            f"dataset={dataset!r}: a folder in it cannot be listed ({error}); mend or remove it"
-        ) from error
-
-    links = []
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(place)
-        if odd := [name for name in (*folders, *files) if "::" in name or "\\" in name]:
-            raise ValueError(
-                f"dataset={dataset!r}: `datasets` cannot read names with :: or \\, such as {odd[0]!r}; rename"
-            )
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for link in [here / name for name in folders if (here / name).is_symlink()]:
-            if here.resolve().is_relative_to(link.resolve()):
-                folders.remove(link.name)  # leads back up
-            elif glob.escape(str(link.absolute())) != str(link.absolute()):
-                raise ValueError(
-                    f"dataset={dataset!r}: `datasets` cannot follow the link {str(link)!r}, whose path holds one of "
-                    "*, ? and [: rename it, or put the folder itself there"
-                )
-            else:
-                links.append(link)
-    return links
 
 
 def match_preset(features: Mapping[str, Any]) -> DatasetPreset | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,41 @@ from datasets_for_tests import (
     noise,
     own_cache,  # noqa: F401
     picture,
+    png,
     sizes,
     write_images,
 )
 
+from rts_hf.data.image_folders import image_files
 from rts_hf.data.sources import open_source
+
+IMAGE = png(picture(0, 0, 4))
+TWO = ("cat/0.png", "dog/0.png")
+
+
+def write_files(folder: Path, *names: str, content: bytes = IMAGE) -> Path:
+    """A folder of files that all hold the same, a small image."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def archive(kind: str, *names: str) -> bytes:
+    """An archive of small images, or of texts where the suffix is that of a text."""
+    files = {name: IMAGE if name.endswith(".png") else b"file_name,label" for name in names}
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as packed:
+            for name, content in files.items():
+                packed.writestr(name, content)
+    else:
+        with tarfile.open(fileobj=buffer, mode=f"w:{kind}") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -153,3 +186,170 @@ def test_changed_folder_is_read_anew(tmp_path: Path, cache: str) -> None:
     write_images(folder, {"owl": [picture(2, 2)]})
     train = open_source(str(folder), cache_dir=cache).splits["train"]
     assert train.features["label"].names == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (("train/0.png", "test/0.png"), "'test', 'train'"),
+        (("Train/0.png", "val/0.png", "masks/0.png"), "'Train', 'val'"),
+        (("val/0.png", "test/0.png"), "'test', 'val'"),
+        (("train/0.png",), "'train'"),
+        (("train/0.png", "test/0.png", "train/.cache/x", "test/__MACOSX/x"), "'test', 'train'"),
+        (("train/0.png", "train/deeper/0.png", "test/0.png"), "'train'"),
+        (("train/cat/0.png", "train/dog/0.png", "test/0.png", "test/sub/a.txt"), "'test'"),
+    ],
+)
+def test_splits_without_classes(names: tuple[str, ...], named: str, tmp_path: Path, cache: str) -> None:
+    """Left alone they are learned as the classes 'train' and 'test'."""
+    with pytest.raises(ValueError, match=rf"splits \({named}\) hold images without class folders.* such as train/cat"):
+        open_source(write_files(tmp_path / "pets", *names), cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (("owl/0.avif", "owl/1.AVIF"), r"'{}owl \(2 \.avif\)'"),
+        (("owl/0.qoi", "ox/1"), r"'{}owl \(1 \.qoi\)', '{}ox \(1 without suffix\)'"),
+        (("owl/deeper/0.avif",), r"'{}owl \(1 \.avif\)'"),
+        (("__owl__/0.avif",), r"'{}__owl__ \(1 \.avif\)'"),
+    ],
+)
+@pytest.mark.parametrize("split", ["", "train/", "valid/"])
+def test_class_of_which_no_file_is_read(
+    split: str, more: tuple[str, ...], named: str, tmp_path: Path, cache: str
+) -> None:
+    folder = write_files(tmp_path / "pets", *(f"{split}{name}" for name in (*TWO, *more)))
+    if split == "valid/":
+        write_files(folder, *(f"train/{name}" for name in TWO))
+    with pytest.raises(ValueError, match=f"not one file is read as an image in {named.replace('{}', split)}, and a"):
+        open_source(folder, cache_dir=cache)
+
+
+def test_folder_of_which_no_file_is_read(tmp_path: Path, cache: str) -> None:
+    folder = write_files(tmp_path / "avif", "cat/0.avif", "dog/0.avif")
+    with pytest.raises(ValueError, match=r"'cat \(1 \.avif\)', 'dog \(1 \.avif\)', and a class .*convert or rename"):
+        open_source(folder, cache_dir=cache)
+    folder = write_files(tmp_path / "plain", "cat/0", "dog/0")
+    with pytest.raises(ValueError, match=r"No \(supported\) data files.*images are told by suffixes such as \.png"):
+        open_source(folder, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("more", "images", "told"),
+    [
+        (("cat/1.avif", "dog/1.avif", "dog/2", "a.txt"), 2, "2 .avif, 1 .txt, 1 without suffix."),
+        (("labels.csv", "classes.json"), 2, "1 .csv, 1 .json."),
+        (("cat/more/a.txt",), 2, "1 .txt."),
+        (("cat/1.PNG", "cat/2.Jpeg"), 4, None),
+        ((".hidden/0.png", "cat/.0.avif", "__MACOSX/cat/0.avif", "cat/Thumbs.db", ".DS_Store"), 2, None),
+        (("README.md", "LICENSE", "cat/readme_first.txt", "cat/desktop.ini", "docs/CITATION.cff"), 2, None),
+    ],
+)
+def test_files_that_are_not_read_are_told(
+    more: tuple[str, ...], images: int, told: str | None, tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = open_source(write_files(tmp_path / "pets", *TWO, *more), cache_dir=cache).splits
+    assert sizes(splits) == {"train": images}
+    assert splits["train"].features["label"].names == ["cat", "dog"]
+    told = told and f"Folder 'pets' holds files that are not read: {told}"
+    assert [record.getMessage() for record in caplog.records] == [told] * bool(told)
+
+
+def test_what_lies_beside_splits_and_links_to_nothing_are_told(
+    tmp_path: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_files(tmp_path / "pets", *(f"train/{name}" for name in TWO), "0.png")
+    (folder / "train" / "cat" / "1.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "train" / "cat" / "2.png").symlink_to(folder / "train" / "cat" / "2.png")
+    assert sizes(open_source(folder, cache_dir=cache).splits) == {"train": 2}
+    assert "files that are not read: 2 broken link or the like, 1 .png." in caplog.text
+
+
+def test_class_with_two_underscores_is_read(tmp_path: Path, cache: str) -> None:
+    folder = write_files(tmp_path / "[x]", *TWO, "__none__/0.png", "__[y]/0.png", "__empty/.hidden")
+    train = open_source(folder, cache_dir=cache).splits["train"]
+    assert train.features["label"].names == ["__[y]", "__none__", "cat", "dog"]
+    assert sorted(train["label"][:]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "labels"),
+    [
+        (("cat", "dog"), ("cat",), [0]),
+        (("cat", "dog"), ("dog",), [1]),
+        (("cat", "dog"), ("deeper/dog", "deeper/cat"), [0, 1]),
+        (("cat", "dog"), ("dove",), [2]),
+        (("dog",), ("cat", "dog"), [0, 1]),
+    ],
+)
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_may_have_fewer_classes(
+    split: str, train: tuple[str, ...], other: tuple[str, ...], labels: list[int], tmp_path: Path, cache: str
+) -> None:
+    names = *(f"train/{name}/0.png" for name in train), *(f"{split}/{name}/0.png" for name in other)
+    splits = open_source(write_files(tmp_path / "pets", *names), cache_dir=cache).splits
+    classes = sorted({"cat", "dog", *(name for name in other if name == "dove")})
+    assert all(part.features["label"].names == classes for part in splits.values())
+    assert splits["train"]["label"][:] == [classes.index(name) for name in train]
+    assert splits[split]["label"][:] == labels
+
+
+@pytest.mark.parametrize("names", [("owl/more/0.png",), ("0.png",)])
+def test_images_at_different_depths(names: tuple[str, ...], tmp_path: Path, cache: str) -> None:
+    with pytest.raises(ValueError, match=r"images lie at different depths, in .*directly into its folder"):
+        open_source(write_files(tmp_path / "pets", *TWO, *names), cache_dir=cache)
+
+
+def test_splits_of_one_name(tmp_path: Path, cache: str) -> None:
+    folder = write_files(tmp_path / "pets", *(f"{split}/{name}" for split in ("train", "Train") for name in TWO))
+    if len(list(folder.iterdir())) == 1:
+        pytest.skip("a file system that takes them for one")
+    with pytest.raises(ValueError, match="of 'Train', 'train' two are one split; merge them"):
+        open_source(folder, cache_dir=cache)
+
+
+@pytest.mark.parametrize("beside", [(), TWO, ("train/cat/0.png", "train/dog/0.png")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.zip", archive("zip", *TWO)),
+        ("train.ZIP", archive("zip", "0.png", "labels.csv")),
+        ("data.tar", archive("", *TWO)),
+        ("data.tar.gz", archive("gz", *TWO)),
+        ("data.tgz", archive("gz", "0.png", "1.png")),
+        ("data.tar.xz", archive("xz", *TWO)),
+        ("train/cat/data.rar", b"Rar!"),
+        ("data.7z", b"7z"),
+    ],
+)
+def test_images_in_archives(name: str, content: bytes, beside: tuple[str, ...], tmp_path: Path, cache: str) -> None:
+    folder = write_files(write_files(tmp_path / "pets", *beside), name, content=content)
+    with pytest.raises(ValueError, match=f"images in archives are not read, and the folder holds '{name}'. Unpack"):
+        open_source(folder, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "beside"),
+    [
+        ("data.zip", archive("zip", "0.png", "metadata.csv"), ("samples/0.png",)),
+        ("data.tar", archive("", "0.png", "0.cls"), ("samples/0.png",)),
+        ("data.tar.gz", archive("gz", "._0.png", "0.cls", "0.png"), ("0.png",)),
+        ("data.parquet", b"", ("0.png", "samples/0.png")),
+        ("data.zip", archive("zip", "a.csv"), ()),
+        ("data.tar", b"damaged", ()),
+        ("metadata.csv", b"file_name,label", ()),
+    ],
+)
+def test_tables_are_left_to_datasets(name: str, content: bytes, beside: tuple[str, ...], tmp_path: Path) -> None:
+    assert image_files("pets", write_files(write_files(tmp_path, *beside), name, content=content)) is None
+
+
+def test_table_of_labels_for_files_of_any_name(tmp_path: Path, cache: str) -> None:
+    """What a table names is read whatever its suffix; its folders are no classes, and may be called like splits."""
+    folder = write_files(tmp_path / "pets", "train/0.png", "test/1.avif", "test/2", "data.zip")
+    lines = ["file_name,species", "train/0.png,cat", "test/1.avif,dog", "test/2,cat"]
+    (folder / "data.zip").write_bytes(archive("zip", "a.txt"))
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    train = open_source(folder, cache_dir=cache).splits["train"]
+    assert train["species"][:] == ["cat", "dog", "cat"]
