@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rts_hf.optim.bases import create_base
+from rts_hf.optim.bases import check_group, check_tensors, create_base
 from rts_hf.optim.parallelism import check_parameters
 from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, probe, save_and_measure
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
@@ -116,6 +116,21 @@ class RTSPUGD(TimedOptimizer):
                 "rts_perturb_every": perturb_every,
             },
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it joins the others' position and phase.
+
+        Raises:
+            ValueError: For an entry that groups share, a number outside its range, or parameters that are not real
+                numbers.
+        """
+        check_group(param_group, self.base_optimizer.defaults)
+        super().add_param_group({**param_group})  # so that the caller's own, used again, does not hold this position
+        try:
+            check_tensors(self.param_groups[-1:])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     def _forget_transient(self) -> None:
         self._buffers: list[Tensor] = []
