@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rts_hf.optim.bases import create_base
+from rts_hf.optim.bases import check_group, check_tensors, create_base
 from rts_hf.optim.parallelism import check_parameters
 from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, probe, save_and_measure
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
-from rts_hf.optim.timing import TimedOptimizer, check_whole, name_at, place
+from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
 from rts_hf.optim.unit_step import factor_between, refuse_closure, run_scaled, take_unit_step
 
 
@@ -74,6 +74,13 @@ class RTSPUGD(TimedOptimizer):
     Source: RTS-PUGD; PUGD is Tseng et al., "Perturbated Gradients Updating within Unit Space", 2022.
     """
 
+    LEGAL: ClassVar[dict[str, Legal]] = {
+        **TimedOptimizer.LEGAL,
+        "rts_method": Legal(high=len(METHODS) - 1),
+        **{f"rts_{name}": Legal(high=len(STRATEGIES) - 1) for name in ("radius", "scale")},
+        **{f"rts_{name}_beta_{end}": Legal(whole=False) for name in ("radius", "scale") for end in ("min", "max")},
+        "rts_perturb_every": Legal(1),
+    }
     attached: Any = None  # what attach_second_pass returned; not saved
 
     def __init__(
@@ -101,7 +108,7 @@ class RTSPUGD(TimedOptimizer):
         check_schedule("scale", scale, scale_beta_min, scale_beta_max)
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
-        check_whole("perturb_every", perturb_every)
+        Legal(1).check("perturb_every", perturb_every)
         self._forget_transient()
         super().__init__(
             create_base(params, base, lr, base_kwargs),
@@ -118,6 +125,21 @@ class RTSPUGD(TimedOptimizer):
                 "rts_perturb_every": perturb_every,
             },
         )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; it joins the others' position and phase.
+
+        Raises:
+            ValueError: For an entry that groups share, a number outside its range, or parameters that are not real
+                numbers.
+        """
+        check_group(param_group, self.base_optimizer.defaults)
+        super().add_param_group({**param_group})  # so that the caller's own, used again, does not hold this position
+        try:
+            check_tensors(self.param_groups[-1:])
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     def _forget_transient(self) -> None:
         self._buffers: list[Tensor] = []
@@ -143,6 +165,12 @@ class RTSPUGD(TimedOptimizer):
         super().__setstate__(state)
         check_parameters(self.param_groups)  # accelerate flattens them after construction and loads the state again
         self._forget_transient()
+
+    def _check_entries(self, entries: dict[str, Any]) -> None:
+        super()._check_entries(entries)
+        for name in ("rts_radius", "rts_scale"):
+            strategy = name_at(entries[name], STRATEGIES) or ""
+            check_schedule(name, strategy, entries[f"{name}_beta_min"], entries[f"{name}_beta_max"])
 
     # ---- What the loop asks ----
 

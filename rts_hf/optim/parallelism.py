@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 _TRUE = ("1", "true", "yes", "on", "y", "t")
 _INSTEAD = "use DistributedDataParallel or FSDP2 (fsdp=True, fsdp_version 2)"
@@ -102,6 +104,28 @@ def check_parameters(groups: list[dict[str, Any]]) -> None:
     """
     if any(getattr(param, "_fsdp_flattened", False) for group in groups for param in group["params"]):
         raise ValueError(f"params are those of a model under FSDP of version 1. {_FSDP1}")
+
+
+def check_holders(groups: list[dict[str, Any]]) -> None:
+    """Refuse to hold only some of the parameters of an optimizer that is constructing this one.
+
+    :class:`torch.distributed.optim.ZeroRedundancyOptimizer` gives each process an optimizer of its own part.
+
+    Raises:
+        ValueError: If such an optimizer is among the callers.
+    """
+    mine = {id(param) for group in groups for param in group["params"]}
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        holder = frame.f_locals.get("self")
+        if isinstance(holder, Optimizer):
+            held = {id(param) for group in getattr(holder, "param_groups", ()) for param in group["params"]}
+            if mine < held:
+                raise ValueError(
+                    f"{type(holder).__name__} gives {len(mine)} of its {len(held)} parameters, so norm and ε "
+                    f"would cover that part alone; give all to RTSPUGD itself, and {_INSTEAD}."
+                )
 
 
 _FSDP1 = (

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+# float32 has seven digits: an ε of a larger norm leaves next to nothing of w in w + ε.
+LARGEST_ALPHA = 1e6
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -72,7 +75,7 @@ class AlphaSchedule:
         strategy: A name in :data:`STRATEGIES`.
         beta_min: β_min, finite, in [0, beta_max]; greater than 0 for the ``inverse_*`` strategies. ``constant``
             does not use it, but the order still holds.
-        beta_max: β_max, finite, at least ``beta_min``.
+        beta_max: β_max, finite, at least ``beta_min``. No α may exceed :data:`LARGEST_ALPHA`.
 
     Raises:
         ValueError: For an unknown strategy or bounds outside their range.
@@ -100,6 +103,13 @@ class AlphaSchedule:
             raise ValueError(
                 f"beta_min={self.beta_min!r} makes {self.strategy} infinite, because it divides by beta_min; "
                 "use a beta_min greater than 0, for instance 0.01."
+            )
+        largest = max(self(0.0), self(1.0))
+        if largest > LARGEST_ALPHA:
+            name, remedy = ("beta_min", "raise") if STRATEGIES[self.strategy].inverse else ("beta_max", "lower")
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} lets {self.strategy} reach {largest:g}, but α may be at most "
+                f"{LARGEST_ALPHA:g}; {remedy} {name}."
             )
 
     def __call__(self, progress: float) -> float:

@@ -60,7 +60,8 @@ class PhaseSwitch:
         """Take over a state that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If an entry is missing or unknown, as in the state of another kind of switch.
+            ValueError: If an entry is missing or unknown, as in the state of another kind of switch, or is not what a
+                switch of this package saves. The switch then stays as it is.
         """
         expected = self.state_dict()
         if set(state_dict) != set(expected):
@@ -68,8 +69,16 @@ class PhaseSwitch:
                 f"state_dict has the entries {sorted(state_dict)}, but {type(self).__name__} needs {sorted(expected)}; "
                 "it was saved by another kind of switch."
             )
+        if self.name in SWITCHES:  # others know by themselves what they save
+            for key, value in state_dict.items():
+                if not _is_like(value, expected[key]):
+                    raise ValueError(f"{key}={value!r} must be {_KINDS[type(expected[key])]}.")
+            self._check_state(state_dict)
         for key, value in state_dict.items():
             setattr(self, key, list(value) if isinstance(expected[key], list) else type(expected[key])(value))
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise ValueError where entries, each legal by itself, do not fit together."""
 
     def _fire(self) -> bool:
         self.fired = True
@@ -175,6 +184,16 @@ class GradientVarianceSwitch(PhaseSwitch):
             "initial_count": self.initial_count,
         }
 
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        seen, initial = (
+            state_dict["steps_seen"],
+            max(0, min(state_dict["steps_seen"], self.init_steps) - self.window + 1),
+        )
+        if len(state_dict["norms"]) != min(seen, self.window):
+            raise ValueError(f"norms={state_dict['norms']!r} must be {min(seen, self.window)} with steps_seen={seen}.")
+        if state_dict["initial_count"] != initial:
+            raise ValueError(f"initial_count={state_dict['initial_count']!r} must be {initial} with steps_seen={seen}.")
+
 
 class GeneralizationGapSwitch(PhaseSwitch):
     """Fires when the gap between validation and training loss outgrows its initial value.
@@ -258,6 +277,11 @@ class GeneralizationGapSwitch(PhaseSwitch):
             "base_count": self.base_count,
             "gap": self.gap,
         }
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        most = min(self.base_epochs, state_dict["epochs_seen"])
+        if state_dict["base_count"] > most:
+            raise ValueError(f"base_count={state_dict['base_count']!r} must be at most {most}.")
 
 
 class FixedSwitch(PhaseSwitch):
@@ -351,6 +375,22 @@ def create_switch(switch: str | PhaseSwitch | None, settings: Mapping[str, Any] 
         return SWITCHES[switch](**settings)
     except ValueError as error:  # which names the setting without the prefix that it was given with
         raise ValueError(f"switch_{error}" if str(error).startswith(tuple(settings)) else str(error)) from error
+
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number of at least 0",
+    float: "a finite number of at least 0",
+    list: "a list of finite numbers of at least 0",
+}
+
+
+def _is_like(value: Any, saved: Any) -> bool:
+    """Return whether ``value`` is of the kind of ``saved``, and every number finite and at least 0."""
+    if isinstance(saved, list):
+        return isinstance(value, list) and all(_is_like(item, 0.0) for item in value)
+    kind = int | float if isinstance(saved, float) else type(saved)
+    return isinstance(value, kind) and isinstance(value, bool) == isinstance(saved, bool) and 0 <= value < math.inf
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

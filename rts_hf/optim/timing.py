@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from rts_hf.optim.switches import SWITCHES, PhaseSwitch, create_switch
+
+
+class Legal(NamedTuple):
+    """What a number among the entries of a group may be."""
+
+    low: float = 0
+    high: float = math.inf
+    whole: bool = True
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise ValueError if ``value`` is something else.
+
+        >>> Legal(high=2).check("rts_method", 7)
+        Traceback (most recent call last):
+        ValueError: rts_method=7 must be a whole number of at least 0 and at most 2.
+        """
+        kind = int if self.whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not self.low <= value <= self.high:
+            limit = "" if math.isinf(self.high) else f" and at most {self.high}"
+            number = "whole number" if self.whole else "number"
+            raise ValueError(f"{key}={value!r} must be a {number} of at least {self.low}{limit}.")
 
 
 class TimedOptimizer(Optimizer):
@@ -32,11 +54,19 @@ class TimedOptimizer(Optimizer):
         ValueError: If ``total_steps`` is not a whole number of at least 1.
     """
 
+    LEGAL: ClassVar[dict[str, Legal]] = {
+        "rts_total_steps": Legal(),
+        "rts_step": Legal(),
+        "rts_switched_at": Legal(-1),
+        "rts_gradient_evaluations": Legal(),
+        "rts_switch": Legal(-1, len(SWITCHES) - 1),
+    }
+
     def __init__(
         self, base_optimizer: Optimizer, switch: PhaseSwitch, total_steps: int | None, settings: dict[str, Any]
     ) -> None:
         if total_steps is not None:
-            check_whole("total_steps", total_steps)
+            Legal(1).check("total_steps", total_steps)
         self.base_optimizer = base_optimizer
         self.switch = switch
         entries = _numbers(
@@ -80,7 +110,7 @@ class TimedOptimizer(Optimizer):
 
     @total_steps.setter
     def total_steps(self, total_steps: int) -> None:
-        check_whole("total_steps", total_steps)
+        Legal(1).check("total_steps", total_steps)
         self.defaults["rts_total_steps"] = total_steps
         self._set(rts_total_steps=total_steps)
         self._look_at_switch()
@@ -167,7 +197,7 @@ class TimedOptimizer(Optimizer):
     @property
     def _lead(self) -> dict[str, Any]:
         """The group that is read; all hold the same entries, but a sharded load can skip a group without parameters."""
-        return next((group for group in self.param_groups if group["params"]), self.param_groups[0])
+        return _leading(self.param_groups)
 
     def _set(self, **entries: Any) -> None:
         numbers = _numbers(self.switch.window, **entries)
@@ -199,27 +229,29 @@ class TimedOptimizer(Optimizer):
         """Take over groups and state from ``load_state_dict`` or a copy; a plain optimizer's start the count at 0.
 
         Raises:
-            ValueError: If they were saved with a switch of a class that is not this package's, and this optimizer has
-                another.
+            ValueError: If the groups hold what this optimizer does not save, or were saved with a switch of a class
+                that is not this package's, and this optimizer has another. It then stays as it is.
         """
+        groups = state["param_groups"]
+        entries = _own(_leading(groups) if any(map(_own, groups)) else self.defaults)
+        self._check_entries(entries)
+        switch = _restored_switch(entries, state.get("switch") or self.switch)
         super().__setstate__(state)
+        self.switch = switch
         self._unread_norms = []
         self._warned = set()
-        lead = self._lead
-        self._set(**_own(lead if "rts_switch" in lead else self.defaults))
+        self._set(**entries)
         self.base_optimizer.__setstate__({"state": self.state, "param_groups": self.param_groups})
-
-        name = name_at(lead["rts_switch"], SWITCHES)
-        settings = _lists(lead, "rts_switch_")
-        if name is None and self.switch.name in SWITCHES:
-            raise ValueError(
-                f"The state was saved with a switch of another class than {self.switch!r}, one that this package does "
-                "not have; construct the optimizer with it."
-            )
-        if name is not None and (name != self.switch.name or settings != self.switch.settings()):
-            self.switch = create_switch(name, settings)
-        self.switch.load_state_dict(_lists(lead, "rts_state_"))
         self._look_at_switch()
+
+    def _check_entries(self, entries: dict[str, Any]) -> None:
+        """Raise ValueError for entries of a group that no optimizer of this kind saves."""
+        for key, legal in self.LEGAL.items():
+            legal.check(key, _entry(entries, key))
+        Legal(-1, entries["rts_step"]).check("rts_switched_at", entries["rts_switched_at"])
+        for norm in _entry(_lists(entries, ""), "rts_pending_norms"):
+            if not isinstance(norm, float) or norm < 0:  # an infinite one, or NaN, is left out when it is looked at
+                raise ValueError(f"rts_pending_norms holds {norm!r}, but must hold numbers of at least 0.")
 
     # ---- Warnings ----
 
@@ -234,12 +266,6 @@ class TimedOptimizer(Optimizer):
             warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def check_whole(name: str, value: Any) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-
-
 def place(name: str, table: Mapping[str, Any]) -> int:
     """Return the place of ``name`` in ``table``, or -1 if it is not there."""
     return list(table).index(name) if name in table else -1
@@ -248,6 +274,41 @@ def place(name: str, table: Mapping[str, Any]) -> int:
 def name_at(place: int, table: Mapping[str, Any]) -> str | None:
     """Return the name at ``place`` in ``table``, or None for -1."""
     return None if place < 0 else list(table)[place]
+
+
+def _leading(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    return next((group for group in groups if group["params"]), groups[0])
+
+
+def _entry(entries: Mapping[str, Any], key: str) -> Any:
+    if key not in entries:
+        raise ValueError(f"{key} is missing among the optimizer's entries.")
+    return entries[key]
+
+
+def _restored_switch(entries: dict[str, Any], switch: PhaseSwitch) -> PhaseSwitch:
+    """Return the switch that entries tell of, ``switch`` itself if that is of its kind and settings."""
+    name = name_at(entries["rts_switch"], SWITCHES)
+    if name is None and switch.name in SWITCHES:
+        raise ValueError(
+            f"The state was saved with a switch of another class than {switch!r}, one that this package does not have; "
+            "construct the optimizer with it."
+        )
+    if name is not None:
+        told = switch.settings() if switch.name == name else SWITCHES[name]().settings()
+        settings = {key: _entry(entries, f"rts_switch_{key}") for key in told}
+        if switch.name != name or str(settings) != str(told):  # as text, where 3.0 is not 3
+            try:
+                switch = create_switch(name, settings)
+            except ValueError as error:
+                raise ValueError(f"rts_{error}") from error
+    lists = _lists(entries, "")
+    state = {key: _entry(lists, f"rts_state_{key}") for key in switch.state_dict()}
+    try:
+        switch.load_state_dict(state)
+    except ValueError as error:
+        raise ValueError(f"rts_state_{error}") from error
+    return switch
 
 
 def _own(group: dict[str, Any]) -> dict[str, Any]:
@@ -281,8 +342,9 @@ def _lists(group: dict[str, Any], prefix: str) -> dict[str, Any]:
     """
     found = {key.removeprefix(prefix): value for key, value in group.items() if key.startswith(prefix)}
     for name in [key.removesuffix("_length") for key in found if key.endswith("_length")]:
-        numbered = [f"{name}_{position}" for position in range(found.pop(f"{name}_length"))]
-        values = [found[key] for key in numbered]
+        length = found.pop(f"{name}_length")
+        Legal().check(f"{prefix}{name}_length", length)
+        values = [_entry(group, f"{prefix}{name}_{position}") for position in range(length)]
         # beyond the list's length, entries are padding or what a longer list has left behind
         found = {key: value for key, value in found.items() if not re.fullmatch(rf"{name}_\d+", key)}
         found[name] = values

@@ -27,6 +27,10 @@ from rts_hf.training.optimizers import RTS_FIELDS, check_optimizer_name, is_two_
 from rts_hf.training.window import check_perturb_fraction
 
 DEFAULT_MODEL = "resnet_micro_small"
+# Arguments of optimizers, and the training arguments that they are made of where the names differ. Those of Adam may be
+# given in opt_args too: not every optimizer has two betas, and a default of TrainingArguments counts as not given.
+_ARGUMENT_OF = {"lr": "learning_rate", "total_steps": "max_steps or num_train_epochs"}
+_ADAM = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
 
 
 @dataclass
@@ -34,7 +38,8 @@ class ModelArguments:
     """Which backbone is trained, and from which weights.
 
     Raises:
-        ValueError: For ``pretrained`` beside ``checkpoint``, or ``model_args`` that are not a JSON object.
+        ValueError: For ``pretrained`` beside ``checkpoint``, ``model_args`` that are not a JSON object, or a name that
+            is empty.
     """
 
     _argument_group_name = "model"
@@ -59,6 +64,7 @@ class ModelArguments:
     channels_last: bool = field(default=False, metadata={"help": "Channels innermost in memory: faster for convnets."})
 
     def __post_init__(self) -> None:
+        _check_texts(self)
         self.model_args = _json_object("model_args", self.model_args)
         if self.model is None and self.checkpoint is None:
             self.model = DEFAULT_MODEL
@@ -73,7 +79,7 @@ class DataArguments:
     """Which images are learned, and how they are split.
 
     Raises:
-        ValueError: For a fraction or a count outside its range.
+        ValueError: For a fraction or a count outside its range, or a name that is empty.
     """
 
     _argument_group_name = "data"
@@ -126,6 +132,7 @@ class DataArguments:
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloaded data sets are kept."})
 
     def __post_init__(self) -> None:
+        _check_texts(self)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction={self.validation_fraction!r} must lie between 0 and 1, for instance 0.1."
@@ -276,6 +283,7 @@ class RTSTrainingArguments(TrainingArguments):
         self.opt_args = _json_object("opt_args", self.opt_args)
         self.switch_at = _step_or_share(self.switch_at)
         check_optimizer_name(self)
+        self._check_opt_args()
         if self.learning_rate is None:
             self.learning_rate = (
                 1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.1
@@ -313,9 +321,8 @@ class RTSTrainingArguments(TrainingArguments):
     def optimizer_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for :func:`timm.optim.create_optimizer_v2`, besides the parameters."""
         settings = {name: getattr(self, name) for name in RTS_FIELDS if getattr(self, name) is not None}
-        adam = {"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)}
         defaults = {f.name: f.default for f in fields(TrainingArguments)}
-        for argument, names in adam.items():
+        for argument, names in _ADAM.items():
             values = tuple(getattr(self, name) for name in names)
             if values != tuple(defaults[name] for name in names):  # else the optimizer's own default holds
                 settings[argument] = values if len(values) > 1 else values[0]
@@ -329,6 +336,22 @@ class RTSTrainingArguments(TrainingArguments):
             **settings,
             **(self.opt_args or {}),  # type: ignore[dict-item]
         }
+
+    def _check_opt_args(self) -> None:
+        """Raise ValueError for what has an argument of its own, which records and a resume look at, or no effect."""
+        own = {f.name: f.name for f in fields(self)} | _ARGUMENT_OF
+        held: dict[str, Any] = self.opt_args or {}  # type: ignore[assignment]
+        for name, value in held.items():
+            if name in own:
+                raise ValueError(f"opt_args holds {name}={value!r}, which has an argument of its own: {own[name]}.")
+        for name, adam in _ADAM.items():
+            given = [f"{each}={self.given[each]!r}" for each in adam if each in self.given]
+            if given and name in held:
+                raise ValueError(f"opt_args holds {name}={held[name]!r} beside {', '.join(given)}; leave one out.")
+            stepping = stepping_name(self.opt, self.base)
+            if (given or name in held) and not getattr(timm.optim.get_optimizer_info(stepping), f"has_{name}"):
+                told = ", ".join(given) or f"opt_args={held!r}"
+                raise ValueError(f"{told}: {stepping} has no {name}, so it would do nothing; leave it out.")
 
     def _check_optimizer(self) -> None:
         """Let the optimizer itself refuse its settings, on a parameter of one element."""
@@ -345,6 +368,13 @@ class RTSTrainingArguments(TrainingArguments):
         if self.is_two_pass:
             check_requests(self)  # again: a file of fsdp_config has been read since
         check_together(self)
+
+
+def _check_texts(arguments: Any) -> None:
+    for f in fields(arguments):
+        value = getattr(arguments, f.name)
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f"{f.name}={value!r} is empty; name one, or leave it out.")
 
 
 def _json_object(name: str, value: dict | str | None) -> dict | None:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import get_scheduler
+from transformers.optimization import GreedyLR
 
 
 class _Range(NamedTuple):
@@ -43,6 +45,7 @@ _WITHOUT_EFFECT = {
     "do_train": "the training command always trains",
     "hub_always_push": "the run is published once, at its end",
     "do_predict": "the test split is always measured at the end",
+    "neftune_noise_alpha": "image classifiers have no token embeddings to add noise to",
     "remove_unused_columns": "batches are ready as they are, and without their image column nothing could be trained",
 }
 
@@ -71,26 +74,37 @@ def check_ranges(args: Any) -> None:
 def check_effects(given: dict[str, Any]) -> None:
     """Raise ValueError for an argument that would have no effect, or one that nothing could be trained with."""
     for name, reason in _WITHOUT_EFFECT.items():
-        if given.get(name):
+        if given.get(name) is not None and given[name] is not False:
             raise ValueError(f"{name}={given[name]!r} cannot be set: {reason}; leave it out.")
 
 
 def check_scheduler(args: Any) -> None:
-    """Raise ValueError for a learning rate schedule that cannot be built, for instance for want of its settings."""
+    """Raise ValueError for a learning rate schedule that cannot be built or followed, on one of ten updates."""
+    given = (
+        f"lr_scheduler_type={_text(args.lr_scheduler_type)!r} cannot be built with lr_scheduler_kwargs="
+        f"{args.lr_scheduler_kwargs!r}"
+    )
+    remedy = "give settings that it takes there, as JSON, or choose another"
+    rates = []
     try:
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        get_scheduler(
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        scheduler = get_scheduler(
             args.lr_scheduler_type,
             optimizer,
             num_warmup_steps=1,
             num_training_steps=10,
             scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
         )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"lr_scheduler_type={_text(args.lr_scheduler_type)!r} cannot be built with lr_scheduler_kwargs="
-            f"{args.lr_scheduler_kwargs!r}: {error}; give its settings as JSON with that, or choose another."
-        ) from error
+        metric = [0.0] if isinstance(scheduler, ReduceLROnPlateau | GreedyLR) else []
+        for _ in range(10):
+            optimizer.step()
+            scheduler.step(*metric)
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+    except Exception as error:  # of any kind: what the settings are is seen only where they are used
+        raise ValueError(f"{given}: {error}; {remedy}.") from error
+    for rate in rates:
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"{given}: the learning rate would become {rate:g}; {remedy}.")
 
 
 def check_best_model(args: Any) -> None:

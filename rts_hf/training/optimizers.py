@@ -57,7 +57,8 @@ def bare_name(opt: str) -> str:
 
 
 def check_optimizer_name(args: Any) -> None:
-    """Raise ValueError for an optimizer that timm does not know, or settings of RTS-PUGD beside a plain one.
+    """Raise ValueError for an optimizer that timm does not know or that needs a second derivative, or settings of
+    RTS-PUGD beside a plain one.
 
     Args:
         args: Training arguments, with ``opt``, ``base`` and all of :data:`TWO_PASS_FIELDS`.
@@ -72,6 +73,11 @@ def check_optimizer_name(args: Any) -> None:
             raise ValueError(
                 f"{argument}={getattr(args, argument)!r} is not an optimizer timm knows.{hint} "
                 "timm.optim.list_optimizers() lists them."
+            )
+        if timm.optim.get_optimizer_info(name).second_order:
+            raise ValueError(
+                f"{argument}={getattr(args, argument)!r} differentiates the gradient it gets, which has no graph here; "
+                "choose another."
             )
     if not is_two_pass(args.opt):
         given = [f"{name}={getattr(args, name)!r}" for name in RTS_FIELDS if getattr(args, name) is not None]

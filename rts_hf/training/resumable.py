@@ -315,10 +315,10 @@ class ResumableTrainer(SafeSavingTrainer):
         changed = check_same_run(checkpoint, self._all_arguments(), override=self.args.override_schedule)
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
-        except (ValueError, KeyError) as error:  # of torch, where the groups differ
+        except (ValueError, KeyError) as error:  # of torch, where the groups differ, or of an optimizer's own check
             raise ValueError(
                 f"resume_from_checkpoint={checkpoint!r} holds an optimizer state that opt={self.args.opt!r} cannot "
-                f"use ({error}); take its weights for a new run."
+                f"use ({str(error).rstrip('.')}); take its weights for a new run."
             ) from error
         kept = own_state(read_state(checkpoint))
         if kept:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.distributed as dist
 from optimizer_for_tests import update_once
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
 from rts_hf import RTSPUGD
@@ -154,6 +156,11 @@ def fsdp2_resume(full: bool) -> None:
     assert_close([whole(p) for p in other.parameters()], expected)
 
 
+def zero_redundancy() -> None:
+    with pytest.raises(ValueError, match=r"ZeroRedundancyOptimizer gives . of its 6 parameters"):
+        ZeroRedundancyOptimizer(make_net().parameters(), optimizer_class=RTSPUGD, lr=0.1, switch=None, total_steps=4)
+
+
 SCENARIOS = {
     "ddp_loop": lambda: ddp(closure=False, bucket_view=False),
     "ddp_closure": lambda: ddp(closure=True, bucket_view=False),
@@ -165,6 +172,7 @@ SCENARIOS = {
     "fsdp2_restore": fsdp2_restore,
     "fsdp2_resume_sharded": lambda: fsdp2_resume(full=False),
     "fsdp2_resume_full": lambda: fsdp2_resume(full=True),
+    "zero_redundancy_is_refused": zero_redundancy,
 }
 
 

@@ -129,3 +129,22 @@ def test_flattened_parameters_are_refused() -> None:
     weight._fsdp_flattened = True
     with pytest.raises(ValueError, match="params are those of a model under FSDP of version 1"):
         RTSPUGD([weight], lr=0.1)
+
+
+class Partial(torch.optim.Optimizer):
+    """Gives an optimizer that it makes a share of its parameters, as ZeroRedundancyOptimizer does."""
+
+    def __init__(self, params: list[nn.Parameter], share: list[nn.Parameter]) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.make(share)
+
+    def make(self, share: list[nn.Parameter]) -> None:
+        self.inner = RTSPUGD(share, lr=0.1)
+
+
+def test_a_part_of_another_optimizers_parameters_is_refused() -> None:
+    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"Partial gives 2 of its 3 parameters.*DistributedDataParallel or FSDP2"):
+        Partial(params, params[:2])
+    for share in (params, [nn.Parameter(torch.ones(2))]):  # all, and other ones
+        Partial(params, share)

@@ -76,6 +76,24 @@ def test_inverse_strategies_refuse_zero(strategy: str) -> None:
         AlphaSchedule(strategy, beta_min=0.0, beta_max=1.0)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "low", "high", "message"),
+    [
+        *((name, 0.5, 1e30, r"beta_max=1e\+30 lets .* reach 1e\+30.*at most 1e\+06; lower beta_max")
+          for name in ("constant", "cosine_annealing", "sine_heating")),
+        *((name, low, 1.0, f"beta_min={low} lets {name} reach .*at most .*; raise beta_min")
+          for name in ("inverse_sine_annealing", "inverse_cosine_heating") for low in (1e-7, 1e-320)),
+    ],
+)  # fmt: skip
+def test_an_alpha_that_leaves_nothing_of_the_weights(strategy: str, low: float, high: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlphaSchedule(strategy, low, high)
+
+
+def test_an_alpha_of_a_million_is_legal() -> None:
+    assert AlphaSchedule("constant", beta_max=1e6)(0) == AlphaSchedule("inverse_sine_annealing", 1e-6, 1.0)(0) == 1e6
+
+
 @pytest.mark.parametrize("progress", [-0.01, 1.01, math.nan, math.inf])
 def test_progress_outside_the_run(progress: float) -> None:
     with pytest.raises(ValueError, match="progress="):

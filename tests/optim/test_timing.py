@@ -305,3 +305,100 @@ def test_reading_the_device_happens_once_a_window() -> None:
             optimizer.zero_grad()
         counts.append(counter.reads)
     assert all(count == 0 for step, count in enumerate(counts) if (step + 1) % 4)
+
+
+# ---- States that no optimizer saves ----
+
+VARIANCE = {"switch": "gradient_variance", "switch_window": 3, "switch_init_steps": 6, "total_steps": 20}
+GAP = {"switch": "generalization_gap", "total_steps": 20}
+
+
+def states(settings: dict) -> tuple[RTSPUGD, RTSPUGD]:
+    """Return an optimizer after four steps, and a new one that could go on."""
+    weight = nn.Parameter(torch.ones(3))
+    saved, other = (RTSPUGD([weight], lr=0.1, radius_beta_max=0.7, **settings) for _ in range(2))
+    for norm in (1.0, 2.0, 1.0, 3.0):
+        weight.grad = torch.full_like(weight, norm)
+        saved.step()
+    saved.observe_losses(1.0, 2.0)
+    return saved, other
+
+
+DAMAGE = [
+    (VARIANCE, {"rts_step": value}, "rts_step=.* must be a whole number of at least 0")
+    for value in (-4, 3.0, "4", True, float("nan"), None)
+]
+DAMAGE += [
+    (settings, {key: value}, f"{key}={value!r} must be a .*number of at least {low}")
+    for settings, key, value, low in [
+        (VARIANCE, "rts_switched_at", -2, -1),
+        (VARIANCE, "rts_switched_at", 5, "-1 and at most 4"),
+        (VARIANCE, "rts_method", 7, "0 and at most 2"),
+        (VARIANCE, "rts_method", -1, 0),
+        (VARIANCE, "rts_radius", 5, "0 and at most 4"),
+        (VARIANCE, "rts_scale", -1, 0),
+        (VARIANCE, "rts_switch", 3, "-1 and at most 2"),
+        (VARIANCE, "rts_total_steps", -1, 0),
+        (VARIANCE, "rts_total_steps", 20.0, 0),
+        (VARIANCE, "rts_perturb_every", 0, 1),
+        (VARIANCE, "rts_gradient_evaluations", -1, 0),
+        (VARIANCE, "rts_scale_beta_max", float("nan"), 0),
+        (VARIANCE, "rts_scale_beta_min", "0", 0),
+        (VARIANCE, "rts_pending_norms_length", -1, 0),
+        (VARIANCE, "rts_state_norms_length", "3", 0),
+        (VARIANCE, "rts_switch_window", 3.0, 2),
+        (VARIANCE, "rts_state_steps_seen", 3.0, 0),
+        (VARIANCE, "rts_state_initial_sum", float("nan"), 0),
+        (GAP, "rts_state_epochs_seen", -1, 0),
+        (GAP, "rts_state_gap", "1", 0),
+    ]
+]
+DAMAGE += [
+    (VARIANCE, {"rts_radius_beta_min": 0.8}, "rts_radius_beta_min=0.8 is greater than rts_radius_beta_max=0.7"),
+    (VARIANCE, {"rts_radius": 2}, "rts_radius_beta_min=0.0 makes inverse_sine_annealing infinite"),
+    (VARIANCE, {"rts_scale_beta_max": 1e30}, r"rts_scale_beta_max=1e\+30 lets cosine_annealing reach"),
+    (VARIANCE, {"rts_pending_norms_0": "1"}, "rts_pending_norms holds '1'"),
+    (VARIANCE, {"rts_pending_norms_length": 9}, "rts_pending_norms_3 is missing"),
+    (VARIANCE, {"rts_state_norms_length": 2}, r"rts_state_norms=\[.*\] must be 3 with steps_seen=3"),
+    (VARIANCE, {"rts_state_norms_0": float("inf")}, "rts_state_norms=.* must be a list of finite numbers"),
+    (VARIANCE, {"rts_state_initial_count": 0}, "rts_state_initial_count=0 must be 1"),
+    (VARIANCE, {"rts_state_fired": 1}, "rts_state_fired=1 must be True or False"),
+    (VARIANCE, {"rts_switch_init_steps": 2}, "rts_switch_init_steps=2 must be at least window=3"),
+    (VARIANCE, {"rts_switch": 1}, "rts_switch_base_epochs is missing"),
+    (GAP, {"rts_state_base_count": 2}, "rts_state_base_count=2 must be at most 1"),
+    (GAP, {"rts_switch_mu": -1.0}, "rts_switch_mu=-1.0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "damage", "message"), DAMAGE)
+def test_a_damaged_state_is_refused_and_changes_nothing(settings: dict, damage: dict, message: str) -> None:
+    saved, other = states(settings)
+    state, before = saved.state_dict(), copy.deepcopy(other.state_dict())
+    assert set(damage) <= set(state["param_groups"][0])
+    state["param_groups"][0].update(damage)
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(state)
+    assert other.state_dict() == before
+
+
+@pytest.mark.parametrize("settings", [VARIANCE, GAP])
+def test_a_state_that_lacks_an_entry_is_refused(settings: dict) -> None:
+    saved, other = states(settings)
+    entries = [key for key in saved.state_dict()["param_groups"][0] if key.startswith("rts_")]
+    assert len(entries) > 15
+    for key in entries:
+        state = saved.state_dict()
+        del state["param_groups"][0][key]
+        if key == "rts_pending_norms_1" or key == "rts_pending_norms_2":  # room for norms that have not come
+            other.load_state_dict(state)
+            continue
+        with pytest.raises(ValueError, match=f"{key.removesuffix('_length')} is missing"):
+            other.load_state_dict(state)
+
+
+def test_entries_of_a_switch_that_was_given_up_do_not_matter() -> None:
+    saved, other = states(VARIANCE)
+    kept = {key: value for key, value in saved.settings().items() if not key.startswith("switch")}
+    saved.apply_settings({**kept, "switch": "fixed", "switch_at": 9})
+    other.load_state_dict(saved.state_dict())
+    assert repr(other.switch) == "FixedSwitch(at=9)"

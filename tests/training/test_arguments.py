@@ -8,6 +8,7 @@ import pytest
 
 from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments
 from rts_hf.training.arguments import settings_of
+from rts_hf.training.optimizers import RTS_FIELDS
 
 
 def make(tmp_path: Path, **settings: Any) -> RTSTrainingArguments:
@@ -29,6 +30,12 @@ def test_only_what_was_set_reaches_the_optimizer(tmp_path: Path) -> None:
         "switch_init_steps": 5, "switch_gamma": 0.3, "perturb_every": 2, "lr": 0.01, "weight_decay": 0.2,
         "momentum": 0.8, "betas": (0.7, 0.999), "amsgrad": True,
     }  # fmt: skip
+
+
+def test_adams_settings_may_stand_in_opt_args(tmp_path: Path) -> None:
+    """Not every optimizer has two betas, and one that is at TrainingArguments' default is left to the optimizer."""
+    for opt, betas in (("adan", [0.9, 0.9, 0.9]), ("lion", [0.9, 0.999])):
+        assert make(tmp_path, opt=opt, opt_args={"betas": betas}).optimizer_arguments()["betas"] == betas
 
 
 @pytest.mark.parametrize(("text", "value"), [("100", 100), ("0.5", 0.5), ("0", 0), (0.25, 0.25), (7, 7)])
@@ -70,6 +77,22 @@ def test_pugd_on_the_command_line_is_the_plain_one(tmp_path: Path, opt: str, tim
         ({"opt_args": "nesterov"}, "opt_args='nesterov' is not JSON"),
         ({"opt_args": "[1]"}, "must be a JSON object"),
         ({"opt": "adamw", "opt_args": '{"nonsense": 1}'}, "opt='adamw' cannot be created: .*nonsense"),
+        *(
+            ({**opt, "opt_args": {name: 1}}, f"opt_args holds {name}=1, which has an argument of its own: {own}")
+            for opt in ({}, {"opt": "sgd"})
+            for name, own in [
+                ("lr", "learning_rate"),
+                ("total_steps", "max_steps or num_train_epochs"),
+                *((name, name) for name in ("opt", "base", "weight_decay", "momentum", *RTS_FIELDS)),
+            ]
+        ),
+        ({"opt": "adamw", "opt_args": {"eps": 1e-3}, "adam_epsilon": 1e-4}, "opt_args holds eps=0.001 beside adam_eps"),
+        ({"adam_beta1": 0.8}, "adam_beta1=0.8: sgd has no betas, so it would do nothing"),
+        ({"opt": "sgd", "adam_epsilon": 1e-4}, "adam_epsilon=0.0001: sgd has no eps"),
+        ({"opt": "momentum", "opt_args": {"eps": 1e-3}}, "opt_args={'eps': 0.001}: momentum has no eps"),
+        ({"opt": "adahessian"}, "opt='adahessian' differentiates the gradient"),
+        ({"opt": "lookahead_adahessian"}, "opt='lookahead_adahessian' differentiates"),
+        ({"base": "adahessian"}, "base='adahessian' differentiates"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must be at least 0"),
         ({"optim": "sgd"}, "optim='sgd' has no effect here"),
         (
@@ -91,6 +114,9 @@ def test_training_arguments_are_refused(tmp_path: Path, settings: dict, message:
     [
         (lambda: ModelArguments(pretrained=True, checkpoint="x"), "both name the starting weights"),
         (lambda: ModelArguments(model_args="{"), "model_args='{' is not JSON"),
+        (lambda: ModelArguments(model=""), "model='' is empty; name one, or leave it out"),
+        (lambda: ModelArguments(checkpoint=" "), "checkpoint=' ' is empty"),
+        (lambda: DataArguments(dataset=""), "dataset='' is empty"),
         (lambda: DataArguments(validation_fraction=1.0), "validation_fraction=1.0"),
         (lambda: DataArguments(image_size=0), "image_size=0"),
         (lambda: DataArguments(train_fraction=0.0), "train_fraction=0.0: legal are"),

@@ -50,6 +50,21 @@ from rts_hf.training.checks import check_backend, refusals_explained, warn_of_a_
         ({"hub_always_push": True}, "hub_always_push=True cannot be set: the run is published once, at its end"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
+        *(
+            ({"lr_scheduler_type": kind, "lr_scheduler_kwargs": kwargs}, f"lr_scheduler_type='{kind}'.*{message}")
+            for kind, kwargs, message in [
+                ("polynomial", '{"power": "x"}', "power.*: unsupported operand.*JSON"),
+                ("polynomial", '{"power": -1}', "negative power"),
+                ("polynomial", '{"power": NaN}', "the learning rate would become nan"),
+                ("polynomial", '{"lr_end": 0.5}', "must be smaller than initial lr"),
+                ("polynomial", '{"lr_end": -0.5}', "the learning rate would become -0.0"),
+                ("cosine", '{"num_cycles": "x"}', "could not convert"),
+                ("reduce_lr_on_plateau", '{"patience": "x"}', "not supported between"),
+                ("greedy", '{"patience": "x"}', "not supported between"),
+            ]
+        ),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 cannot be set: image classifiers have no token"),
+        ({"neftune_noise_alpha": 0.0}, "neftune_noise_alpha=0.0 cannot be set"),
         ({"eval_strategy": "no"}, "eval_strategy='no' leaves nothing to tell the best weights by"),
         ({"save_strategy": "no"}, "save_strategy='no' with eval_strategy='epoch'"),
     ],
@@ -63,7 +78,12 @@ def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
     "settings",
     [
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 3}'},
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 500}'},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": '{"power": 0.5, "lr_end": 0.01}'},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "greedy"},
         {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "constant", "learning_rate": 0.0},
         {"momentum": 0.0, "label_smoothing_factor": 0.1},
         {"save_strategy": "best"},
         {"eval_strategy": "no", "load_best_model_at_end": False},

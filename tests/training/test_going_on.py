@@ -73,6 +73,17 @@ def test_an_optimizer_state_of_other_groups_is_refused_with_a_remedy(tmp_path: P
         late.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_a_damaged_optimizer_state_is_told_of_with_a_remedy(tmp_path: Path) -> None:
+    settings = {"switch": "fixed", "switch_at": "6", **EVERY, "max_steps": 2, "save_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    saved = tmp_path / "checkpoint-2" / "optimizer.pt"
+    state = torch.load(saved)
+    state["param_groups"][0]["rts_step"] = -4
+    torch.save(state, saved)
+    with pytest.raises(ValueError, match=r"use \(rts_step=-4 must be a whole number of at least 0\); take its weights"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint="last")
+
+
 # ---- Over already ----
 
 
