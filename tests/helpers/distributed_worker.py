@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
@@ -25,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
-from rts_hf import RTSPUGD
+from rts_hf import RTSPUGD, attach_second_pass
 
 UPDATES = 8
 SETTINGS = {
@@ -92,6 +93,27 @@ def ddp(closure: bool, bucket_view: bool) -> None:
         update_once(net, optimizer, mine(update), closure)
         assert_equal_on_ranks([p.detach() for p in net.parameters()])
     assert seen == phases == ["sgd"] * 4 + ["pugd"] * 4
+    assert_close([p.detach() for p in net.parameters()], expected)
+
+
+def ddp_attached(wrapped_first: bool) -> None:
+    """A loop of others with accumulation and no_sync, whose model was wrapped before or after attach_second_pass."""
+    expected, phases = one_process()
+    net, criterion = make_net(), nn.MSELoss()
+    optimizer = RTSPUGD(net.parameters(), **SETTINGS)
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    attach_second_pass(optimizer, wrapped if wrapped_first else net, criterion)
+    seen = []
+    for update in range(UPDATES):
+        seen.append(optimizer.phase)
+        parts = [*zip(*(each.chunk(2) for each in mine(update)), strict=True)]
+        for place, (x, y) in enumerate(parts):
+            with contextlib.nullcontext() if place == len(parts) - 1 else wrapped.no_sync():
+                (criterion(wrapped(x), y) / len(parts)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert_equal_on_ranks([p.detach() for p in net.parameters()])
+    assert seen == phases
     assert_close([p.detach() for p in net.parameters()], expected)
 
 
@@ -166,6 +188,8 @@ SCENARIOS = {
     "ddp_closure": lambda: ddp(closure=True, bucket_view=False),
     "ddp_loop_bucket_view": lambda: ddp(closure=False, bucket_view=True),
     "ddp_closure_bucket_view": lambda: ddp(closure=True, bucket_view=True),
+    "ddp_attached": lambda: ddp_attached(wrapped_first=True),
+    "ddp_attached_inside": lambda: ddp_attached(wrapped_first=False),
     "fsdp2_pugd": lambda: fsdp2("pugd"),
     "fsdp2_sam": lambda: fsdp2("sam"),
     "fsdp2_asam": lambda: fsdp2("asam"),

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import IterableDataset
 from training_for_tests import Images, SignalAt, make_model, make_trainer, stopped, training_logs
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -248,3 +250,25 @@ def test_a_trial_of_a_search_saves_in_its_own_folder(tmp_path: Path) -> None:
     assert what_is_missing(own_folder / "checkpoint-2") is None
     assert (tmp_path / "checkpoint-2" / "precious").read_text() == "mine"
     shutil.rmtree(own_folder)
+
+
+@pytest.mark.parametrize(("images", "accumulation"), [(400, 1), (48, 1), (40, 1), (40, 2)])
+def test_a_stream_goes_on_within_its_pass(tmp_path: Path, images: int, accumulation: int) -> None:
+    """Shorter than the run, it has been passed over before: what comes next are the batches of the present pass."""
+    stream = IterableDataset.from_generator(_rows, gen_kwargs={"images": images}).shuffle(seed=1, buffer_size=8)
+    batch = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 16 // accumulation}
+    settings: dict[str, Any] = {**EVERY, **batch, "max_steps": 7, "switch": "fixed", "switch_at": 3}
+    settings["train"] = stream.with_format("torch")
+    whole = make_trainer(tmp_path, **settings)
+    whole.train()
+    for step in (2, 3, 5):
+        resumed = make_trainer(tmp_path, **settings)
+        resumed.train(str(tmp_path / f"checkpoint-{step}"))
+        assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters())), step
+        assert whole.state.epoch == resumed.state.epoch
+
+
+def _rows(images: int) -> Iterator[dict[str, Any]]:
+    data = Images(images)
+    for pixels, label in zip(data.pixels, data.labels, strict=True):
+        yield {"pixel_values": pixels.numpy(), "labels": int(label)}

@@ -5,13 +5,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2
-from training_for_tests import Images, make_model, make_trainer, training_logs
+from torch.nn.functional import cross_entropy
+from training_for_tests import Images, make_arguments, make_model, make_trainer, training_logs
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from rts_hf import FixedSwitch
+from rts_hf import FixedSwitch, RTSTrainer
 
 RTS = {"radius": "cosine_annealing", "radius_beta_max": 0.5, "scale": "sine_heating", "scale_beta_max": 0.7}
 
@@ -264,3 +267,63 @@ def test_a_short_last_window_weighs_its_images_not_its_micro_batches(tmp_path: P
     whole = train("whole", per_device_train_batch_size=8)  # the last of 6 images
     parts = train("parts", per_device_train_batch_size=4, gradient_accumulation_steps=2)  # the last of 4 and 2
     assert (whole - parts).norm() / whole.norm() <= 1e-6
+
+
+def test_timms_mixup_inside_the_loss_mixes_alike_in_both_passes(tmp_path: Path) -> None:
+    """It draws from numpy and mixes in place."""
+    seen = []
+
+    class Mixing(RTSTrainer):
+        mix = Mixup(mixup_alpha=0.8, prob=0.7, num_classes=3)
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            x, y = self.mix(inputs["pixel_values"], inputs["labels"])
+            seen.append((x.clone(), y.clone()))
+            outputs = model(pixel_values=x)
+            loss = cross_entropy(outputs.logits, y)
+            return (loss, outputs) if return_outputs else loss
+
+    np.random.seed(0)
+    args = make_arguments(tmp_path, switch="fixed", switch_at=0, max_steps=6, gradient_accumulation_steps=2)
+    Mixing(make_model(), args, train_dataset=Images(48)).train()
+    windows = [seen[place : place + 4] for place in range(0, len(seen), 4)]
+    assert len(windows) == 6
+    for first, second, again, again2 in windows:
+        assert all(map(torch.equal, first + second, again + again2))
+    assert not torch.equal(windows[0][0][0], windows[1][0][0])
+
+
+def test_a_first_change_of_inputs_that_comes_late_is_told(tmp_path: Path) -> None:
+    class Late(RTSTrainer):
+        passes = 0
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            Late.passes += 1
+            if Late.passes > 50:
+                inputs["pixel_values"].mul_(0.5)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    args = make_arguments(tmp_path, switch="fixed", switch_at=0, max_steps=30, num_train_epochs=9)
+    with pytest.warns(UserWarning, match="changed its inputs in place") as said:
+        Late(make_model(), args, train_dataset=Images()).train()
+    assert len([each for each in said if "in place" in str(each.message)]) == 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "cosine_with_min_lr", "polynomial"])
+def test_layer_decay_reaches_the_learning_rate_under_every_schedule(tmp_path: Path, schedule: str) -> None:
+    more = {"lr_scheduler_kwargs": {"min_lr": 0.01}} if schedule == "cosine_with_min_lr" else {}
+    settings = {"lr_scheduler_type": schedule, "opt_args": {"layer_decay": 0.5}, **more}
+    saves = {"save_strategy": "steps", "save_steps": 2}
+    trainer = make_trainer(tmp_path, max_steps=4, **settings, **saves)
+    trainer.train()
+    resumed = make_trainer(tmp_path, max_steps=4, **settings, **saves)
+    resumed.train(str(tmp_path / "checkpoint-2"))
+    for each in (trainer, resumed):
+        optimizer = each.two_pass_optimizer
+        assert optimizer is not None
+        whole = next(group["lr"] for group in optimizer.param_groups if group["lr_scale"] == 1)
+        assert len({group["lr_scale"] for group in optimizer.param_groups}) > 2
+        for group in optimizer.param_groups:
+            assert group["initial_lr"] == pytest.approx(0.05 * group["lr_scale"])
+            assert group["lr"] == pytest.approx(whole * group["lr_scale"])
+    assert all(map(torch.equal, trainer.model.parameters(), resumed.model.parameters()))
