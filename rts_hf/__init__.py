@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rts_hf.models.classifiers import build_model
     from rts_hf.publishing.hub import publish
     from rts_hf.recipes.recipe import Recipe
-    from rts_hf.recipes.recorded import RECIPES, recipe_arguments
+    from rts_hf.recipes.recorded import RECIPES
+    from rts_hf.runs.arguments import CommandArguments, recipe_arguments
     from rts_hf.runs.run import train
     from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
     from rts_hf.training.faults import TrainingFault
@@ -36,6 +37,7 @@ __all__ = [
     "RTSPUGD",
     "SMALL_IMAGE_VARIANTS",
     "AlphaSchedule",
+    "CommandArguments",
     "DataArguments",
     "FixedSwitch",
     "GeneralizationGapSwitch",
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 
 # These need transformers, datasets or torchvision, which take seconds to import: they are looked up when asked for.
 _LATE = {
+    "CommandArguments": "runs.arguments",
     "DataArguments": "training.arguments",
     "ModelArguments": "training.arguments",
     "RECIPES": "recipes.recorded",
@@ -73,7 +76,7 @@ _LATE = {
     "collate": "data.loading",
     "load_data": "data.loading",
     "publish": "publishing.hub",
-    "recipe_arguments": "recipes.recorded",
+    "recipe_arguments": "runs.arguments",
     "train": "runs.run",
 }
 

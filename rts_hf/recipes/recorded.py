@@ -5,13 +5,11 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from rts_hf.recipes.recipe import Measured, Recipe, Recorded
-from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
 
 # ---- The authors' records ----
 # Source of all figures: the authors' published run records. Of each kind of setting the row with the highest best
@@ -334,30 +332,6 @@ def find_recipe(name: str) -> Recipe:
     near = get_close_matches(str(name), RECIPES, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     raise ValueError(f"recipe={name!r} is unknown{hint} There are {', '.join(RECIPES)}.")
-
-
-def recipe_arguments(name: str, **given: Any) -> tuple[ModelArguments, DataArguments, RTSTrainingArguments]:
-    """Return the three arguments of :func:`rts_hf.train` as a recipe and what is given besides say them.
-
-    >>> model, data, training = recipe_arguments("cifar10_radius", output_dir="out", num_train_epochs=2)
-    >>> (model.model, data.dataset, training.radius, training.num_train_epochs)
-    ('resnet18', 'cifar10', 'inverse_cosine_heating', 2)
-
-    Args:
-        name: A key of :data:`RECIPES`.
-        **given: Further arguments of any of the three classes; they go before the recipe's.
-
-    Raises:
-        ValueError: For a name or an argument that is unknown, or what the classes refuse.
-    """
-    values = {**find_recipe(name).defaults(given), **given, "recipe": name}
-    arguments = []
-    for argument_class in (ModelArguments, DataArguments, RTSTrainingArguments):
-        known = {field.name for field in fields(argument_class) if field.init}
-        arguments.append(argument_class(**{key: values.pop(key) for key in known & values.keys()}))
-    if values:
-        raise ValueError(f"{', '.join(values)}: no argument of the training command; its --help_all lists them.")
-    return tuple(arguments)  # type: ignore[return-value]
 
 
 def recipes_table(width: int | None = None) -> str:

@@ -14,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from rts_hf.recipes.recorded import find_recipe, recipes_table
+from rts_hf.runs.arguments import CommandArguments
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
 
 _READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
@@ -47,7 +48,7 @@ _METAVARS = {"metric_for_best_model": "METRIC"}
 
 def parse_arguments(
     words: Sequence[str], description: str | None = None, program: str | None = None
-) -> tuple[ModelArguments, DataArguments, RTSTrainingArguments]:
+) -> tuple[ModelArguments, DataArguments, CommandArguments]:
     """Return the arguments that a command line gives; it may begin with a YAML or JSON file of settings.
 
     A ``recipe`` fills in what neither the words nor that file say. Without ``output_dir``, the run goes to the first
@@ -64,7 +65,7 @@ def parse_arguments(
     Raises:
         ValueError: For arguments that are unknown, contradict each other or lie outside their range.
     """
-    types: list[Any] = [ModelArguments, DataArguments, RTSTrainingArguments]
+    types: list[Any] = [ModelArguments, DataArguments, CommandArguments]
     parser = HfArgumentParser(
         types,
         description=description,

@@ -10,6 +10,7 @@ from typing import Any
 from rts_hf.models.weights import checkpoint_architecture
 from rts_hf.publishing.hub import check_access, check_name
 from rts_hf.recipes.recorded import find_recipe
+from rts_hf.runs.arguments import check_effects
 from rts_hf.runs.folder import TRAINERS_DEFAULT, choose_folder, on_main_process
 from rts_hf.training.arguments import (
     DEFAULT_MODEL,
@@ -83,6 +84,7 @@ def check_command(training_args: RTSTrainingArguments, num_classes: int | None =
     Raises:
         ValueError: With the argument, its value and the remedy.
     """
+    check_effects(training_args)
     if training_args.recipe is not None:
         find_recipe(training_args.recipe)
     if training_args.overwrite and training_args.output_dir == TRAINERS_DEFAULT:

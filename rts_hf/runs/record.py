@@ -16,6 +16,7 @@ from rts_hf.data.loading import DataBundle
 from rts_hf.models.classifiers import needs_rts_hf, plain_name
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.reports.run_folder import FORMAT
+from rts_hf.runs.arguments import changed_settings
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments, settings_of
 from rts_hf.training.checkpoints import FREE_SETTINGS
 from rts_hf.training.trainer import RTSTrainer
@@ -153,17 +154,21 @@ def describe_recipe(
     if args.recipe is None:
         return None
     recipe = find_recipe(args.recipe)
-    changed = {
-        name for arguments in (model_args, data_args, args) for name in settings_of(arguments, only_changed=True)
-    }
+    changed = _changed(model_args, data_args, args)
     differs_in = recipe.differences(
-        _present(model_args, data_args, args), changed - (FREE_SETTINGS - {"early_stopping_patience"})
+        _present(model_args, data_args, args), changed.keys() - (FREE_SETTINGS - {"early_stopping_patience"})
     )
     return recipe.facts([*differs_in, "processes"] if args.world_size > 1 else differs_in)
 
 
 def _present(*arguments: Any) -> dict[str, Any]:
     return {name: value for group in arguments for name, value in settings_of(group).items()}
+
+
+def _changed(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> dict[str, Any]:
+    """Return the arguments that are not at the training command's default."""
+    changed = [settings_of(arguments, only_changed=True) for arguments in (model_args, data_args)]
+    return {**changed[0], **changed[1], **changed_settings(args)}
 
 
 def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTSTrainingArguments) -> str:
@@ -175,8 +180,7 @@ def command_line(model_args: ModelArguments, data_args: DataArguments, args: RTS
     elif args.world_size > 1:
         words[2:2] = ["--num_processes", str(args.world_size)]
     always = {"model": model_args.model, "dataset": data_args.dataset, "opt": args.opt, "seed": args.seed}
-    changed = [settings_of(arguments, only_changed=True) for arguments in (model_args, data_args, args)]
-    told = {**always, **changed[0], **changed[1], **changed[2]}
+    told = {**always, **_changed(model_args, data_args, args)}
     if args.recipe is not None:
         recipe, present = find_recipe(args.recipe), _present(model_args, data_args, args)
         told |= {name: present[name] for name in recipe.differences(present, ()) if present[name] is not None}

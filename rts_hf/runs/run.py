@@ -38,7 +38,8 @@ def train(
     Args:
         model_args: Which backbone, and from which weights.
         data_args: Which images, and how they are split.
-        training_args: How to train.
+        training_args: How to train; :class:`rts_hf.CommandArguments` has the training command's defaults,
+            :class:`rts_hf.RTSTrainingArguments` those of transformers, which keep the last weights.
         measure_test: Read the test split at the end; a run that only helps to choose settings must not. Then
             sharpness is not measured either, and no pictures are drawn.
 

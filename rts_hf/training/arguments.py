@@ -18,7 +18,6 @@ from rts_hf.optim.switches import SWITCHES
 from rts_hf.training.checks import (
     check_backend,
     check_best_model,
-    check_effects,
     check_ranges,
     check_scheduler,
     check_together,
@@ -147,9 +146,11 @@ class DataArguments:
 
 @dataclass(repr=False)  # a generated one would show tokens, which transformers' own hides
 class RTSTrainingArguments(TrainingArguments):
-    """:class:`transformers.TrainingArguments` with the optimizer's settings and defaults for image classifiers.
+    """:class:`transformers.TrainingArguments` with the optimizer's settings.
 
-    A setting of RTS-PUGD that is None stays at the optimizer's own default.
+    What both have has the same default, but for ``learning_rate`` (None: one for the kind of optimizer) and
+    ``max_grad_norm`` (0); on a CPU no memory is pinned. A setting of RTS-PUGD that is None stays at the optimizer's own
+    default. The training command has defaults of its own: :class:`rts_hf.CommandArguments`.
 
     Raises:
         ValueError: For an unknown optimizer, settings it does not take or refuses, or arguments that contradict each
@@ -241,38 +242,13 @@ class RTSTrainingArguments(TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete the run that output_dir holds and start anew."})
 
-    # Texts and defaults of TrainingArguments that suit image classifiers better
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Run folder. Default: the first free one of runs/<dataset>-<model>-<opt>."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Go on with the run in output_dir: 'last', or a checkpoint's folder."}
-    )
+    # The two defaults that differ from those of TrainingArguments
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Peak learning rate. Default: 0.1 for optimizers without betas, 0.001 for those with."},
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Any scheduler of transformers."})
-    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay of weights that are not 1-d."})
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A unit gradient needs no clipping."}
-    )
-    num_train_epochs: float = field(default=30, metadata={"help": "Passes over the training images."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a micro-batch and device."})
-    per_device_eval_batch_size: int = field(default=256, metadata={"help": "Images a batch of evaluation."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    logging_steps: float = field(default=10, metadata={"help": "Updates between two entries of the log."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
-    metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "What makes a checkpoint the best, on validation data."}
-    )
-    report_to: list[str] | str | None = field(
-        default="none", metadata={"help": "tensorboard, trackio, wandb, ... or none."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Leave it off: batches are ready as they are."}
     )
 
     def __post_init__(self) -> None:
@@ -288,7 +264,6 @@ class RTSTrainingArguments(TrainingArguments):
             self.learning_rate = (
                 1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.1
             )
-        check_effects(self.given)
         check_ranges(self)
         check_perturb_fraction(self.perturb_fraction, self.per_device_train_batch_size)
         check_best_model(self)
@@ -297,8 +272,6 @@ class RTSTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no transfer to speed up, only a warning to earn
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # a classifier uses all of them, and looking costs every update
         check_ranges(self)  # also what the base class has worked out
         check_scheduler(self)
         self._check_optimizer()
@@ -414,18 +387,37 @@ _LEFT_OUT = frozenset(
     }
 )
 
+# Arguments of transformers' Trainer that are told even at their default: the training command's is another.
+_TOLD = frozenset(
+    {
+        "eval_strategy",
+        "load_best_model_at_end",
+        "logging_steps",
+        "lr_scheduler_type",
+        "metric_for_best_model",
+        "num_train_epochs",
+        "per_device_eval_batch_size",
+        "per_device_train_batch_size",
+        "remove_unused_columns",
+        "report_to",
+        "save_strategy",
+        "save_total_limit",
+        "weight_decay",
+    }
+)
+
 
 def settings_of(arguments: Any, *, only_changed: bool = False) -> dict[str, Any]:
     """Return the arguments by name, or those that are not at their default; never places or secrets.
 
     Args:
-        arguments: One of the three argument classes above. Of the many of transformers' Trainer, those that this
-            package sets itself are always told, and the others where they are not at their default.
+        arguments: Of one of the three classes above. Of the many of transformers' Trainer, those that this package has
+            a default of its own for are always told, and the others where they are not at their default.
         only_changed: Leave out what is at its default.
     """
     defaults = {f.name: f.default for f in fields(arguments) if f.init}
     if isinstance(arguments, RTSTrainingArguments):
-        own = [name for name in defaults if name in type(arguments).__annotations__]
+        own = [name for name in defaults if name in RTSTrainingArguments.__annotations__ or name in _TOLD]
         values = {**({} if only_changed else {name: getattr(arguments, name) for name in own}), **arguments.given}
     else:
         values = {name: getattr(arguments, name) for name in defaults}

@@ -30,8 +30,8 @@ FREE_SETTINGS = frozenset(
         "disable_tqdm", "draw_figures", "early_stopping_patience", "enable_jit_checkpoint", "hub_model_id",
         "hub_private_repo", "hub_revision", "hub_strategy", "log_level", "log_level_replica", "logging_dir",
         "logging_first_step", "max_skipped_updates", "measure_sharpness", "output_dir", "override_schedule",
-        "overwrite", "push_to_hub", "recipe", "report_to", "resume_from_checkpoint", "run_name", "save_steps",
-        "save_strategy", "save_total_limit", "use_cpu",
+        "overwrite", "push_to_hub", "recipe", "remove_unused_columns", "report_to", "resume_from_checkpoint",
+        "run_name", "save_steps", "save_strategy", "save_total_limit", "use_cpu",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
         "dataloader_prefetch_factor",
     }

@@ -40,14 +40,6 @@ _RANGES = {
     "dataloader_num_workers": _Range(whole=True),
     "seed": _Range(high=2**32 - 1, whole=True),
 }
-# Arguments of TrainingArguments that do nothing here, and what to do instead.
-_WITHOUT_EFFECT = {
-    "do_train": "the training command always trains",
-    "hub_always_push": "the run is published once, at its end",
-    "do_predict": "the test split is always measured at the end",
-    "neftune_noise_alpha": "image classifiers have no token embeddings to add noise to",
-    "remove_unused_columns": "batches are ready as they are, and without their image column nothing could be trained",
-}
 
 
 def check_ranges(args: Any) -> None:
@@ -69,13 +61,6 @@ def check_ranges(args: Any) -> None:
         every = getattr(args, f"{kind}_steps")
         if _text(getattr(args, f"{kind}_strategy")) == "steps" and every is not None and not every > 0:
             raise ValueError(f"{kind}_steps={every!r} must be greater than 0 with {kind}_strategy='steps'.")
-
-
-def check_effects(given: dict[str, Any]) -> None:
-    """Raise ValueError for an argument that would have no effect, or one that nothing could be trained with."""
-    for name, reason in _WITHOUT_EFFECT.items():
-        if given.get(name) is not None and given[name] is not False:
-            raise ValueError(f"{name}={given[name]!r} cannot be set: {reason}; leave it out.")
 
 
 def check_scheduler(args: Any) -> None:

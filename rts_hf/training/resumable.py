@@ -23,6 +23,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import SaveStrategy, has_length
 
+from rts_hf.data.batches import collate
 from rts_hf.training.arguments import RTSTrainingArguments, trajectory_settings
 from rts_hf.training.checkpoints import (
     STATE_KEY,
@@ -177,6 +178,7 @@ class ResumableTrainer(SafeSavingTrainer):
         self._device_sums: dict[str, DeviceSums] = {}
         self._resumed_loss: dict[str, Any] | None = None
         self._draws: SeededDraws | None = None
+        self._loses_columns = False
 
     @property
     def seconds(self) -> float:
@@ -216,15 +218,22 @@ class ResumableTrainer(SafeSavingTrainer):
     # ---- Data ----
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader[Any]:
+        self._loses_columns = isinstance(dataset, datasets.Dataset)
         is_map_style = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
         if kwargs.get("is_training") and is_map_style:
-            if isinstance(dataset, datasets.Dataset):
+            if self._loses_columns:
                 dataset = self._remove_unused_columns(dataset, description=kwargs["description"])
             if kwargs.get("sampler_fn") is not None:  # which may look at what kind of data set it is
                 kwargs["sampler_fn"] = partial(_sampler_of, kwargs["sampler_fn"], dataset)
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             dataset = self._draws = SeededDraws(dataset, seed)
         return super()._get_dataloader(dataset, *args, **kwargs)
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        # of a data set that has lost its columns the collator gets all; this package's own takes what a model knows
+        if self._loses_columns or data_collator is collate:
+            return data_collator
+        return super()._get_collator_with_removed_columns(data_collator, description)
 
     # ---- What a subclass keeps besides its sums ----
 

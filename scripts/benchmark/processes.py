@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rts_hf.data.batches import collate
 from rts_hf.data.loading import load_data
 from rts_hf.models.classifiers import build_model
-from rts_hf.training.arguments import RTSTrainingArguments
+from rts_hf.runs.arguments import CommandArguments
 from rts_hf.training.trainer import RTSTrainer
 
 # By name: the optimizer, and whether the first pass's gradients are averaged too
@@ -104,7 +104,7 @@ def _main(target: str, updates: int, model_name: str) -> None:
     measured = {}
     for name, settings in MODES.items():
         with TemporaryDirectory() as folder:
-            arguments = RTSTrainingArguments(
+            arguments = CommandArguments(
                 output_dir=folder, max_steps=updates, per_device_train_batch_size=32, use_cpu=True, eval_strategy="no",
                 save_strategy="no", load_best_model_at_end=False, metric_for_best_model=None, disable_tqdm=True,
                 logging_strategy="no", **settings,

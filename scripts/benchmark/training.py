@@ -25,7 +25,7 @@ from rts_hf.data.loading import DataBundle, load_data
 from rts_hf.models.classifiers import build_model
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.second_pass import keep_buffers
-from rts_hf.training.arguments import RTSTrainingArguments
+from rts_hf.runs.arguments import CommandArguments
 from rts_hf.training.trainer import RTSTrainer
 
 _JOBS = {"resnet_micro_small": "the main job", "resnet18_small": "the main job's data with `resnet18_small`"}
@@ -102,7 +102,7 @@ def trained(data: DataBundle, updates: int, device: str, model_name: str, **sett
             return samples
 
     with TemporaryDirectory() as folder:
-        arguments = RTSTrainingArguments(
+        arguments = CommandArguments(
             output_dir=folder, opt="rts_pugd", max_steps=WARM_UP + updates, eval_strategy="no", save_strategy="no",
             load_best_model_at_end=False, metric_for_best_model=None, disable_tqdm=True, logging_strategy="no",
             use_cpu=device == "cpu", **settings,

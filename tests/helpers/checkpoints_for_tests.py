@@ -16,7 +16,7 @@ OWN: dict[str, Any] = {
     "data": {"dataset": "digits", "split_seed": 42, "cache_dir": None},
     "training": {
         "opt": "rts_pugd", "base": None, "radius": None, "learning_rate": 0.1, "seed": 42, "processes": 1,
-        "momentum": 0.9,
+        "momentum": 0.9, "per_device_train_batch_size": 64, "metric_for_best_model": "accuracy",
     },
 }  # fmt: skip
 

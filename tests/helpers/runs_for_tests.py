@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rts_hf import DataArguments, RTSTrainingArguments
+from rts_hf import CommandArguments, DataArguments
 
 SMALL = DataArguments(max_train_samples=120, max_eval_samples=40, image_size=8)
 
 
-def settings(folder: Path, **changes: Any) -> RTSTrainingArguments:
+def settings(folder: Path, **changes: Any) -> CommandArguments:
     quick = {"measure_sharpness": False}  # more work than such a training itself
     quiet = {"num_train_epochs": 3, "per_device_train_batch_size": 24, "logging_steps": 2, "disable_tqdm": True}
-    return RTSTrainingArguments(output_dir=str(folder), use_cpu=True, **{**quick, **quiet, **changes})
+    return CommandArguments(output_dir=str(folder), use_cpu=True, **{**quick, **quiet, **changes})

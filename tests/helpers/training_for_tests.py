@@ -70,9 +70,9 @@ def make_model(name: str = "test_vit", seed: int = 0, **model_args: Any) -> Any:
 
 def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
     quiet = {
-        "eval_strategy": "no",
         "save_strategy": "no",
-        "load_best_model_at_end": False,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 5e-4,
         "disable_tqdm": True,
         "logging_steps": 1,
         "use_cpu": True,

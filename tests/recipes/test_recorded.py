@@ -16,7 +16,15 @@ from datasets_for_tests import write_preset
 from evidence.records import Evidence, read_evidence
 from timm.optim import create_optimizer_v2
 
-from rts_hf import RECIPES, DataArguments, ModelArguments, RTSTrainingArguments, recipe_arguments, train
+from rts_hf import (
+    RECIPES,
+    CommandArguments,
+    DataArguments,
+    ModelArguments,
+    RTSTrainingArguments,
+    recipe_arguments,
+    train,
+)
 from rts_hf.models.classifiers import build_model
 from rts_hf.optim.switches import SWITCHES
 from rts_hf.recipes.recipe import Measured
@@ -115,10 +123,8 @@ def test_the_records_switch_settings() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_whole(name: str) -> None:
     recipe = RECIPES[name]
-    own = {f.name for cls in (ModelArguments, DataArguments) for f in fields(cls)} | set(
-        RTSTrainingArguments.__annotations__
-    )
-    own |= {"eval_steps", "save_steps"}
+    own = {f.name for cls in (ModelArguments, DataArguments) for f in fields(cls)} | {"eval_steps", "save_steps"}
+    own |= {*RTSTrainingArguments.__annotations__, *CommandArguments.__annotations__}
     assert recipe.name == name
     assert set(recipe.settings) <= own - {"recipe", "seed", "output_dir"}
     assert {"dataset", "model", "opt", "num_train_epochs", "learning_rate"} <= set(recipe.settings)
@@ -299,7 +305,7 @@ def test_unknown_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         recipe_arguments("cifar10_radious")
     with pytest.raises(ValueError, match=message):
-        train(ModelArguments(), DataArguments(), RTSTrainingArguments(recipe="cifar10_radious", output_dir="out"))
+        train(ModelArguments(), DataArguments(), CommandArguments(recipe="cifar10_radious", output_dir="out"))
     with pytest.raises(ValueError, match=r"recipe='zzz' is unknown\. There are digits"):
         find_recipe("zzz")
     with pytest.raises(ValueError, match="epochs: no argument of the training command"):
@@ -407,4 +413,4 @@ def test_a_run_tells_measured_beside_recorded(
 
 
 def test_a_run_without_a_recipe_tells_none(tmp_path: Path) -> None:
-    assert describe_recipe(ModelArguments(), DataArguments(), RTSTrainingArguments(output_dir=str(tmp_path))) is None
+    assert describe_recipe(ModelArguments(), DataArguments(), CommandArguments(output_dir=str(tmp_path))) is None

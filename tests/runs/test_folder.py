@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from checkpoints_for_tests import make
 
-from rts_hf import DataArguments, ModelArguments, RTSTrainingArguments, train
+from rts_hf import CommandArguments, DataArguments, ModelArguments, train
 from rts_hf.runs.folder import choose_folder, clear_folder, free_folder, prepare_folder, remove_drafts
 
 
-def arguments(folder: Path | None, **settings: Any) -> RTSTrainingArguments:
-    return RTSTrainingArguments(output_dir=None if folder is None else str(folder), use_cpu=True, **settings)
+def arguments(folder: Path | None, **settings: Any) -> CommandArguments:
+    return CommandArguments(output_dir=None if folder is None else str(folder), use_cpu=True, **settings)
 
 
 def test_free_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from runs_for_tests import SMALL, settings
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from rts_hf import DataArguments, ModelArguments, RTSTrainer, RTSTrainingArguments, TrainingFault, load_data, train
+from rts_hf import CommandArguments, DataArguments, ModelArguments, RTSTrainer, TrainingFault, load_data, train
 from rts_hf.reports.card import write_card
 from rts_hf.reports.figures import draw_run_figures
 from rts_hf.reports.run_folder import read_record
@@ -167,7 +167,7 @@ def test_baselines_run_through_the_same_code(tmp_path: Path, opt: str) -> None:
     record = train(
         ModelArguments(model="test_resnet"),
         DataArguments(max_train_samples=60, max_eval_samples=20),
-        RTSTrainingArguments(output_dir=str(tmp_path), opt=opt, num_train_epochs=2, use_cpu=True, disable_tqdm=True),
+        CommandArguments(output_dir=str(tmp_path), opt=opt, num_train_epochs=2, use_cpu=True, disable_tqdm=True),
     )
     assert record["updates"] == 2
     assert record["gradient_evaluations"] == (2 if opt == "adamw" else 4)
@@ -182,7 +182,7 @@ def test_baselines_run_through_the_same_code(tmp_path: Path, opt: str) -> None:
 def test_a_run_goes_on_from_another_ones_weights_with_a_new_head(tmp_path: Path) -> None:
     small = DataArguments(max_train_samples=60, max_eval_samples=20)
     settings = {"num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True}
-    train(ModelArguments(), small, RTSTrainingArguments(output_dir=str(tmp_path / "first"), opt="sgd", **settings))
+    train(ModelArguments(), small, CommandArguments(output_dir=str(tmp_path / "first"), opt="sgd", **settings))
     images = tmp_path / "pets"
     for split in ("train", "test"):
         for label in ("cat", "dog"):
@@ -193,7 +193,7 @@ def test_a_run_goes_on_from_another_ones_weights_with_a_new_head(tmp_path: Path)
     record = train(
         ModelArguments(checkpoint=str(tmp_path / "first")),
         DataArguments(dataset=str(images), validation_fraction=0.25),
-        RTSTrainingArguments(output_dir=str(tmp_path / "second"), switch="fixed", switch_at="0", **settings),
+        CommandArguments(output_dir=str(tmp_path / "second"), switch="fixed", switch_at="0", **settings),
     )
     assert record["data"]["label_names"] == ["cat", "dog"]
     assert record["model"]["checkpoint"] == "first"
@@ -220,7 +220,7 @@ def test_an_error_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_errors_come_before_the_work(tmp_path: Path, model: dict, data: dict, message: str) -> None:
-    arguments = RTSTrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
+    arguments = CommandArguments(output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True)
     with pytest.raises(ValueError, match=message):
         train(ModelArguments(**model), DataArguments(**data), arguments)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -294,7 +294,7 @@ def test_a_run_that_is_refused_late_costs_no_other(tmp_path: Path, monkeypatch: 
 def test_overwriting_needs_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="overwrite=True needs output_dir"):
-        train(ModelArguments(), SMALL, RTSTrainingArguments(overwrite=True, use_cpu=True))
+        train(ModelArguments(), SMALL, CommandArguments(overwrite=True, use_cpu=True))
 
 
 def test_a_harder_training_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

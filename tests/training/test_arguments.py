@@ -17,7 +17,7 @@ def make(tmp_path: Path, **settings: Any) -> RTSTrainingArguments:
 
 def test_only_what_was_set_reaches_the_optimizer(tmp_path: Path) -> None:
     plain = make(tmp_path).optimizer_arguments()
-    assert plain == {"opt": "rts_pugd", "lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}
+    assert plain == {"opt": "rts_pugd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}
     full = make(
         tmp_path, opt="rts_pugd", base="adamw", radius="sine_heating", radius_beta_min=0.1, radius_beta_max=0.4,
         scale="constant", scale_beta_max=0.5, switch="gradient_variance", switch_window=5, switch_init_steps=5,
@@ -140,7 +140,7 @@ def test_settings_hold_what_matters_and_no_secret(tmp_path: Path) -> None:
     arguments = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, hub_token="hf_secret", warmup_steps=7)
     settings = settings_of(arguments)
     assert settings["warmup_steps"] == 7
-    assert settings["weight_decay"] == 5e-4
+    assert settings["weight_decay"] == 0.0  # at transformers' default, but not at the training command's
     assert "gradient_accumulation_steps" not in settings  # at transformers' default
     assert "hf_secret" not in json.dumps(settings)
     assert str(tmp_path) not in json.dumps(settings)

@@ -46,9 +46,6 @@ from rts_hf.training.checks import check_backend, refusals_explained, warn_of_a_
             {"early_stopping_patience": 2, "metric_for_best_model": None, "load_best_model_at_end": False},
             "metric_for_best_model=None; set both",
         ),
-        ({"do_train": True}, "do_train=True cannot be set: the training command always trains"),
-        ({"hub_always_push": True}, "hub_always_push=True cannot be set: the run is published once, at its end"),
-        ({"remove_unused_columns": True}, "remove_unused_columns=True cannot be set"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
         *(
             ({"lr_scheduler_type": kind, "lr_scheduler_kwargs": kwargs}, f"lr_scheduler_type='{kind}'.*{message}")
@@ -63,10 +60,11 @@ from rts_hf.training.checks import check_backend, refusals_explained, warn_of_a_
                 ("greedy", '{"patience": "x"}', "not supported between"),
             ]
         ),
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha=5.0 cannot be set: image classifiers have no token"),
-        ({"neftune_noise_alpha": 0.0}, "neftune_noise_alpha=0.0 cannot be set"),
-        ({"eval_strategy": "no"}, "eval_strategy='no' leaves nothing to tell the best weights by"),
-        ({"save_strategy": "no"}, "save_strategy='no' with eval_strategy='epoch'"),
+        ({"load_best_model_at_end": True}, "eval_strategy='no' leaves nothing to tell the best weights by"),
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "no"},
+            "save_strategy='no' with eval_strategy='epoch'",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
@@ -86,7 +84,8 @@ def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
         {"lr_scheduler_type": "constant", "learning_rate": 0.0},
         {"momentum": 0.0, "label_smoothing_factor": 0.1},
         {"save_strategy": "best"},
-        {"eval_strategy": "no", "load_best_model_at_end": False},
+        {"eval_strategy": "no"},
+        {"do_train": True},
     ],
 )
 def test_accepted(tmp_path: Path, settings: dict) -> None:
@@ -106,7 +105,7 @@ def test_accepted(tmp_path: Path, settings: dict) -> None:
     ],
 )
 def test_a_last_batch_of_one_image_is_warned_of(tmp_path: Path, images: int, settings: dict, warned: bool) -> None:
-    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    args = make_arguments(tmp_path, **{"per_device_train_batch_size": 64, **settings})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         warn_of_a_single_image(args, images)
@@ -115,7 +114,7 @@ def test_a_last_batch_of_one_image_is_warned_of(tmp_path: Path, images: int, set
 
 @pytest.mark.parametrize(("images", "alone"), [(129, True), (65, False)])
 def test_an_image_in_a_window_with_others_takes_no_step_of_its_own(tmp_path: Path, images: int, alone: bool) -> None:
-    args = RTSTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=2)
+    args = make_arguments(tmp_path, per_device_train_batch_size=64, gradient_accumulation_steps=2)
     with pytest.warns(UserWarning, match="a single one of") as told:
         warn_of_a_single_image(args, images)
     assert ("a unit step" in str(told[0].message)) is alone

@@ -281,6 +281,6 @@ def test_other_models_of_transformers_get_no_metrics_of_classes(tmp_path: Path) 
 def test_a_best_model_that_nothing_measures_is_refused_at_once(tmp_path: Path) -> None:
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
     with pytest.raises(ValueError, match=r"metric_for_best_model='accuracy' is not measured: Linear .*'loss'"):
-        make_trainer(tmp_path, torch.nn.Linear(2, 2), **settings)
+        make_trainer(tmp_path, torch.nn.Linear(2, 2), metric_for_best_model="accuracy", **settings)
     make_trainer(tmp_path, torch.nn.Linear(2, 2), metric_for_best_model="loss", **settings)
     make_trainer(tmp_path, torch.nn.Linear(2, 2), compute_metrics=dict, **settings)
