@@ -9,6 +9,7 @@ grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | sed 's/"//g; s/>=/==/' > "
 .venv-lowest/bin/pip install -q --no-compile -c "$floors" -e ".[tensorboard]" pytest
 unset PYTHONDONTWRITEBYTECODE
 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest "$@" \
+  --deselect tests/models/test_classifiers.py::test_trainer_checkpoints_load_too `# timm reads such folders from 1.0.29` \
   tests/optim/test_optimizer.py tests/optim/test_unit_step.py \
   tests/models/test_small_image.py tests/models/test_classifiers.py \
   tests/data/test_loading.py tests/data/test_columns.py \
