@@ -23,6 +23,7 @@ from rts_hf.models.backbones import (
 )
 from rts_hf.models.small_image import is_small_image_variant, plain_name, recorded_name
 from rts_hf.models.weights import create_from_checkpoint, read_checkpoint, read_config
+from rts_hf.upstream import take
 
 if TYPE_CHECKING:
     from transformers import TimmWrapperForImageClassification
@@ -275,9 +276,7 @@ def _wrap(
 
 def _save_with_timm_keys(model: Any) -> Any:
     """Let ``save_pretrained``, also when the Trainer calls it, write timm's keys: without ``timm_model.``."""
-    from transformers.core_model_loading import PrefixChange
-
-    model._weight_conversions = [PrefixChange(prefix_to_add="timm_model")]
+    model._weight_conversions = [take("transformers", "PrefixChange")(prefix_to_add="timm_model")]
     return model
 
 

@@ -88,7 +88,7 @@ class SmallImageResNet(ResNet):
             **kwargs,
         )
         stem = nn.Conv2d(
-            self.in_chans,
+            kwargs.get("in_chans", 3),
             stem_width,
             kernel_size=3,
             padding=1,

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from rts_hf.optim.optimizer import RTSPUGD
+from rts_hf.upstream import take
 
 logger = logging.getLogger(__name__)
 
@@ -43,20 +44,14 @@ def register_with_timm() -> None:
     Raises:
         ImportError: If timm has moved its registry.
     """
-    try:
-        from timm.optim._optim_factory import OptimInfo, default_registry
-    except ImportError as error:
-        raise ImportError(
-            "timm's optimizer registry is not where it was in timm 1.0; install timm>=1.0.31,<2 or a newer rts_hf."
-        ) from error
-
-    taken = set(default_registry.list_optimizers())
+    registry, entry = take("timm", "default_registry"), take("timm", "OptimInfo")
+    taken = set(registry.list_optimizers())
     for name, (description, defaults) in ENTRIES.items():
         if name in taken:
             logger.debug("timm has an optimizer named %s already; it stays as it is.", name)
             continue
-        default_registry.register(
-            OptimInfo(
+        registry.register(
+            entry(
                 name=name,
                 opt_class=RTSPUGD,
                 description=description,

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
+from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -323,7 +324,7 @@ def _sharpness(log: list[dict[str, Any]]) -> dict[str, Any] | None:
         "entries": len(entries),
         "not_finite": len(entries) - len(values),
         "updates": sum(weights) if weights else None,
-        "mean": statistics.fmean(values, weights),
+        "mean": statistics.fmean(values) if weights is None else math.fsum(map(mul, values, weights)) / sum(weights),
         "last": entries[-1],
     }
 

@@ -186,10 +186,9 @@ def check_backend(name: str | None) -> None:
     """
     if name is None:
         return
-    import torch._dynamo
     from accelerate.utils import DynamoBackend
 
-    known = sorted({backend.value.lower() for backend in DynamoBackend} & set(torch._dynamo.list_backends(())))
+    known = sorted({backend.value.lower() for backend in DynamoBackend} & set(torch.compiler.list_backends(())))
     if name.lower() not in known:
         raise ValueError(
             f"torch_compile_backend={name!r} is not a backend of this torch and accelerate ({', '.join(known)}); "

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import SaveStrategy, has_length
 
 from rts_hf.data.batches import collate
@@ -37,6 +36,9 @@ from rts_hf.training.checkpoints import (
 )
 from rts_hf.training.stopping import SaveAfterEvaluation, StopOnSigterm
 from rts_hf.training.sums import DeviceSums
+from rts_hf.upstream import check_internals, take
+
+check_internals("transformers", "accelerate")
 
 
 class SafeSavingTrainer(Trainer):
@@ -166,7 +168,7 @@ class ResumableTrainer(SafeSavingTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(SaveAfterEvaluation())
         if self.args.enable_jit_checkpoint:  # transformers' own saves inside an update, which cannot be gone on with
-            self.remove_callback(JITCheckpointCallback)
+            self.remove_callback(take("transformers", "JITCheckpointCallback"))
             if not any(isinstance(callback, StopOnSigterm) for callback in self.callback_handler.callbacks):
                 self.add_callback(StopOnSigterm())
         self.run_arguments: dict[str, dict[str, Any]] = {}

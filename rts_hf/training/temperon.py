@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from rts_hf.optim.switches import FixedSwitch
+from rts_hf.upstream import take
 
 NAME = "temperon"
 
@@ -123,15 +124,14 @@ def register_temperon() -> None:
     Raises:
         ValueError: If the package is not installed.
     """
-    from timm.optim._optim_factory import OptimInfo, default_registry
-
+    registry, entry = take("timm", "default_registry"), take("timm", "OptimInfo")
     try:
         import temperon  # noqa: F401
     except ImportError as error:
         raise ValueError(f"opt={NAME!r} needs a package ({error}); pip install 'rts_hf[compare]'.") from error
-    if NAME not in default_registry.list_optimizers():
-        default_registry.register(
-            OptimInfo(
+    if NAME not in registry.list_optimizers():
+        registry.register(
+            entry(
                 name=NAME,
                 opt_class=TemperonOptimizer,
                 description="SGD whose last part is SAM, of the temperon package",

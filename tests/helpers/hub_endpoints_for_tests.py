@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         if f"{kind}/{repo}" in self.store.repos:
             self.send(409, {"error": f"You already created this {kind[:-1]} repo", "url": url, "id": repo})
             return
-        self.store.create(f"{kind}/{repo}", private=body.get("visibility") == "private")
+        self.store.create(f"{kind}/{repo}", private=body.get("visibility") == "private" or body.get("private", False))
         self.send(200, {"url": url, "name": repo, "id": repo})
 
     def delete(self) -> None:
