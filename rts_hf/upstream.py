@@ -57,6 +57,10 @@ INTERNALS: tuple[Internal, ...] = (
     Internal(
         _TRAINER, "Trainer._run_epoch", "tells the data the epoch, which comes as a keyword, and stops at the end"
     ),
+    Internal(_TRAINER, "Trainer._init_training_state", "tells where in a stream a run goes on"),
+    Internal(
+        _TRAINER, "Trainer._get_collator_with_removed_columns", "would take from a batch what a transform has made"
+    ),
     Internal(_TRAINER, "Trainer._finalize_training", "keeps the checkpoint of a run that is to go on"),
     Internal(_TRAINER, "Trainer._get_dataloader", "draws augmentation by seed, epoch and image; of is_training alone"),
     Internal(_TRAINER, "Trainer._remove_unused_columns", "does for the data inside that wrapper what the Trainer does"),
@@ -91,6 +95,12 @@ INTERNALS: tuple[Internal, ...] = (
             *("div", "div_", "mul", "mul_", "norm", "zero_"),
         )
     ),
+    Internal("torch", "Tensor._version", "tells whether a pass changed its inputs, or somebody cleared a gradient"),
+    Internal("torch.utils", "_pytree", "finds the tensors in a call's inputs and outputs"),
+    Internal(
+        "torch.nn.parallel", "DistributedDataParallel._get_active_ddp_module", "is called again, not what it wraps"
+    ),
+    Internal("torch.amp", "GradScaler:_scale", "scales the first pass's gradients again, as the second's are"),
     Internal("torch", "Tensor._is_view", "copies a gradient that is a part of a shared buffer"),
     Internal(_MODULE, "Module:_buffers", "named_buffers() is slow, and asked twice an update"),
     Internal(_MODULE, "Module:_non_persistent_buffers_set", "leaves constants alone"),

@@ -119,7 +119,7 @@ def test_timms_task_with_mixup_and_an_average_of_the_weights() -> None:
     ends = []
     for is_attached in (True, False):
         torch.manual_seed(0)
-        model = timm.create_model("test_resnet", num_classes=3)
+        model = timm.create_model("test_vit", num_classes=3, img_size=8, patch_size=4, drop_path_rate=0.3)
         criterion = SoftTargetCrossEntropy()
         task = ClassificationTask(model, criterion, device=torch.device("cpu"), verbose=False)
         optimizer = timm.optim.create_optimizer_v2(model, opt="rts_pugd", **SETTINGS)
@@ -131,11 +131,12 @@ def test_timms_task_with_mixup_and_an_average_of_the_weights() -> None:
         np.random.seed(1)  # which Mixup draws from
         for batch in DataLoader(Images(), batch_size=4):
             x, y = mix(batch["pixel_values"], nn.functional.one_hot(batch["labels"], 3).argmax(1))
+            state = rts_hf.RandomState(torch.device("cpu"))
             with torch.autocast("cpu", torch.bfloat16):
                 loss = task(x, y)["loss"]
             loss.backward()
             if not is_attached and optimizer.perturbing:
-                with optimizer.perturbed(), rts_hf.keep_buffers(model):
+                with optimizer.perturbed(), state.replayed():
                     with torch.autocast("cpu", torch.bfloat16):
                         loss = task(x, y)["loss"]
                     loss.backward()

@@ -48,7 +48,10 @@ from rts_hf.training.checks import check_backend, refusals_explained, warn_of_a_
         ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type='warmup_stable_decay' cannot be built.*JSON"),
         *(
-            ({"lr_scheduler_type": kind, "lr_scheduler_kwargs": kwargs}, f"lr_scheduler_type='{kind}'.*{message}")
+            (
+                {"lr_scheduler_type": kind, "lr_scheduler_kwargs": kwargs, "eval_strategy": "epoch"},
+                f"lr_scheduler_type='{kind}'.*{message}",
+            )
             for kind, kwargs, message in [
                 ("polynomial", '{"power": "x"}', "power.*: unsupported operand.*JSON"),
                 ("polynomial", '{"power": -1}', "negative power"),
@@ -78,8 +81,8 @@ def test_refused(tmp_path: Path, settings: dict, message: str) -> None:
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 3}'},
         {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": '{"num_decay_steps": 500}'},
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": '{"power": 0.5, "lr_end": 0.01}'},
-        {"lr_scheduler_type": "reduce_lr_on_plateau"},
-        {"lr_scheduler_type": "greedy"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+        {"lr_scheduler_type": "greedy", "eval_strategy": "epoch"},
         {"lr_scheduler_type": "constant"},
         {"lr_scheduler_type": "constant", "learning_rate": 0.0},
         {"momentum": 0.0, "label_smoothing_factor": 0.1},
