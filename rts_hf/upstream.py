@@ -57,6 +57,10 @@ INTERNALS: tuple[Internal, ...] = (
     Internal(
         _TRAINER, "Trainer._run_epoch", "tells the data the epoch, which comes as a keyword, and stops at the end"
     ),
+    *(
+        Internal(_TRAINER, f"Trainer.{name}", "reads weights under the names that they were saved by")
+        for name in ("_load_from_checkpoint", "_load_best_model", "_issue_warnings_after_load")
+    ),
     Internal(_TRAINER, "Trainer._init_training_state", "tells where in a stream a run goes on"),
     Internal(
         _TRAINER, "Trainer._get_collator_with_removed_columns", "would take from a batch what a transform has made"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, has_length
 
@@ -180,6 +180,7 @@ class ResumableTrainer(SafeSavingTrainer):
         self._device_sums: dict[str, DeviceSums] = {}
         self._resumed_loss: dict[str, Any] | None = None
         self._draws: SeededDraws | None = None
+        self._loads_from = ""
         self._loses_columns = False
 
     @property
@@ -300,6 +301,25 @@ class ResumableTrainer(SafeSavingTrainer):
         }
 
     # ---- Going on ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        self._loads_from = resume_from_checkpoint
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        self._loads_from = str(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Read weights as ``from_pretrained`` does where they were saved under other names than the model's own.
+
+        transformers saves some models, ViT among them, under the names of older releases, which the Trainer's own way
+        to load them passes over with a warning.
+        """
+        if load_result.missing_keys and isinstance(self.model, PreTrainedModel):
+            saved = type(self.model).from_pretrained(self._loads_from)
+            load_result = self.model.load_state_dict(saved.state_dict(), strict=False)
+        super()._issue_warnings_after_load(load_result)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Return the passes done and the batches of the present one: the Trainer takes a stream for one long pass."""

@@ -105,14 +105,25 @@ def test_a_swapped_script_has_the_same_numbers(tmp_path: Path, make: Callable[[]
         whole = run(kind, folder, make(), weight_decay=weight_decay)
         resumed = run(kind, folder, make(), resume=str(folder / "checkpoint-7"), weight_decay=weight_decay)
         results[kind] = [whole, resumed]
-    for ours, plain in zip(results[RTSTrainer], results[Trainer], strict=True):
-        assert_alike(ours, plain)
+    whole, resumed = results[RTSTrainer]
+    assert_alike(whole, results[Trainer][0])
+    assert all(map(torch.equal, whole["weights"], resumed["weights"]))
+    assert whole["logits"].equal(resumed["logits"])
+    if make is make_model:  # the Trainer passes over a ViT's weights, which are saved under the names of old releases
+        assert_alike(resumed, results[Trainer][1])
     assert results[RTSTrainer][0]["train_loss"] == pytest.approx(results[Trainer][0]["train_loss"], abs=1e-6)
 
 
 def test_the_best_weights_come_back_by_the_loss_as_the_trainers_do(tmp_path: Path) -> None:
     settings = {"load_best_model_at_end": True, "learning_rate": 0.3, "weight_decay": 0.0}
-    assert_alike(*(run(kind, tmp_path / kind.__name__, make_vit(), **settings) for kind in (RTSTrainer, Trainer)))
+    assert_alike(*(run(kind, tmp_path / kind.__name__, make_model(), **settings) for kind in (RTSTrainer, Trainer)))
+
+
+def test_the_best_weights_of_a_model_with_other_names_in_its_file_come_back(tmp_path: Path) -> None:
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    found = run(RTSTrainer, tmp_path, make_vit(), **settings)
+    first, second, *_ = [entry["eval_loss"] for entry in found["history"] if "eval_loss" in entry]
+    assert second < first == pytest.approx(found["eval_loss"], rel=1e-6)
 
 
 def a_table() -> datasets.Dataset:
