@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from benchmark.variants import Variant
 from evidence.document import paired
@@ -40,11 +41,12 @@ def names_of_a_small_loop() -> dict[str, Any]:
     x, y = torch.ones(4, 2), torch.zeros(4, 1)
     optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5)
     names = {"model": model, "x": x, "y": y, "optimizer": optimizer, "windows": [[(x, y), (x, y)]] * 3}
-    return {**names, "rts_hf": rts_hf, "loader": [(x, y)] * 3, "loss_fn": torch.nn.functional.mse_loss}
+    return {**names, "rts_hf": rts_hf, "loader": [(x, y)] * 3, "loss_fn": torch.nn.MSELoss(), "timm": timm}
 
 
 @pytest.mark.parametrize(
-    ("words", "evaluations"), [("def closure", 1), ("for x, y in loader", 6), ("for window in windows", 6)]
+    ("words", "evaluations"),
+    [("attach_second_pass", 1), ("def closure", 1), ("for x, y in loader", 6), ("for window in windows", 6)],
 )
 def test_loop_example(words: str, evaluations: int) -> None:
     names = names_of_a_small_loop()
