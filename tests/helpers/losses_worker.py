@@ -81,7 +81,7 @@ def train(kind: type[Trainer], loss: str, accumulation: int, labels: str, proces
         "learning_rate": 0.05, "weight_decay": 0.0, "max_grad_norm": 0.0, "max_steps": 2, "logging_steps": 1, "seed": 3,
         "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no",
         "load_best_model_at_end": False, "metric_for_best_model": None, "report_to": "none", "disable_tqdm": True,
-        "use_cpu": True, "ddp_find_unused_parameters": False,
+        "use_cpu": True, "ddp_find_unused_parameters": False, "remove_unused_columns": False,
         "per_device_eval_batch_size": 6, **{name: settings.pop(name) for name in ("eval_steps",) if name in settings},
     }  # fmt: skip
     is_ours = issubclass(kind, RTSTrainer)
