@@ -15,7 +15,7 @@ from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, pro
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
-from rts_hf.optim.unit_step import factor_between, refuse_closure, run_scaled, take_unit_step
+from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run_scaled, take_unit_step
 
 
 class RTSPUGD(TimedOptimizer):
@@ -65,8 +65,9 @@ class RTSPUGD(TimedOptimizer):
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
         **base_kwargs: Arguments of the base optimizer, as :func:`timm.optim.create_optimizer_v2` takes them
-            (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``fused``, ...). With ``fused=True``, the fastest,
-            the base divides by the norm itself, and leaves out a step whose gradient is infinite or NaN.
+            (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``fused``, ...). ``fused=None`` lets
+            torch's SGD take the unit steps by its fused kernel, which divides by the norm itself and leaves out a step
+            whose gradient is infinite or NaN; ``fused=True`` also those before the switch.
 
     Raises:
         ValueError: For a setting outside its range, an unknown name, or settings that do not belong together.
@@ -158,7 +159,7 @@ class RTSPUGD(TimedOptimizer):
         return (
             f"{type(self).__name__}(base={type(self.base_optimizer).__name__}, method={self.method!r}, "
             f"radius={self.radius_schedule}, scale={self.scale_schedule}, switch={self.switch!r}, "
-            f"phase={self.phase!r}, step={step})"
+            f"fused={is_fused(self.base_optimizer)}, phase={self.phase!r}, step={step})"
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -240,14 +241,13 @@ class RTSPUGD(TimedOptimizer):
         Raises:
             RuntimeError: If the coming step wants no second pass, or inside another ``perturbed()``.
         """
-        with self._at_w_plus_epsilon():
-            params, grads = self._params_and_gradients()
+        with self._at_w_plus_epsilon() as (params, grads):
             versions = [grad._version for grad in grads]
             yield
             self._put_back_cleared(params, grads, versions)
 
     @contextmanager
-    def _at_w_plus_epsilon(self) -> Iterator[None]:
+    def _at_w_plus_epsilon(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         if self._is_perturbed:
             raise RuntimeError("perturbed() inside perturbed(): the weights are at w + ε already.")
         if not self.perturbing:
@@ -275,7 +275,7 @@ class RTSPUGD(TimedOptimizer):
                     if params:
                         self._coming_norms = norm, perturb_(params, grads, saved, divisor, *self._alphas, method)
                 torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
-                yield
+                yield params, grads
             finally:
                 with torch.no_grad():
                     copy_(params, saved)
@@ -371,8 +371,7 @@ class RTSPUGD(TimedOptimizer):
 
     def _second_pass(self, closure: Callable[[], Any]) -> None:
         """Call the closure at w + ε and add α_s·g to the gradients it leaves, whether it cleared them or not."""
-        with self._at_w_plus_epsilon():
-            params, grads = self._params_and_gradients()
+        with self._at_w_plus_epsilon() as (params, grads):
             # DDP's bucket views are overwritten by the second backward
             kept = [grad.clone() if grad._is_view() else grad for grad in grads]
             for param in params:

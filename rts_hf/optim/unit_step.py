@@ -27,8 +27,8 @@ def take_unit_step(
     """Let ``base`` take its step on ``grads`` divided by ``norm``; return whether the norm is unusable, as a scalar.
 
     A fused base divides by itself, in the pass over memory that it makes anyway, and leaves an infinite or NaN gradient
-    out as it does for a gradient scaler: weights and state stay. Any other base gets the quotient as ``param.grad``,
-    which is zero where the norm is unusable.
+    out as it does for a gradient scaler: weights and state stay. So torch's SGD is fused here unless it was told
+    otherwise. Any other base gets the quotient as ``param.grad``, which is zero where the norm is unusable.
 
     Args:
         base: Optimizer of ``params``.
@@ -41,10 +41,15 @@ def take_unit_step(
         unusable = is_unusable(norm)
         base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
         base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
+        told = [group["fused"] for group in base.param_groups]
         try:
+            for group in base.param_groups:
+                group["fused"] = True
             base.step()
         finally:
             del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
+            for group, fused in zip(base.param_groups, told, strict=True):
+                group["fused"] = fused
         return unusable
     units = buffers()
     if [param.dtype for param in params] != [grad.dtype for grad in grads]:
@@ -67,14 +72,25 @@ def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Te
     parameter it may not: torch's fused SGD would leave its momentum uninitialized if it skipped that one.
     """
     return (
-        getattr(base, "_step_supports_amp_scaling", False)
-        and all(group.get("fused") for group in base.param_groups)
+        is_fused(base)
         and norm.dtype == torch.float32
         and not is_sharded(params)
         and {device.type for device in {param.device for param in params}} <= _DIVIDING_DEVICES
         and [param.dtype for param in params] == [grad.dtype for grad in grads]
         and [param.stride() for param in params] == [grad.stride() for grad in grads]
         and all(map(base.state.get, params))
+    )
+
+
+def is_fused(base: Optimizer) -> bool:
+    """Return whether ``base`` is to take unit steps by one kernel: as it was told, or torch's SGD where it was not.
+
+    Before the switch SGD steps as torch has it by default, whose rounding differs from the kernel's.
+    """
+    if getattr(base, "_step_supports_amp_scaling", False):
+        return all(group.get("fused") for group in base.param_groups)
+    return type(base) is torch.optim.SGD and all(
+        group["fused"] is None and not (group["foreach"] or group["differentiable"]) for group in base.param_groups
     )
 
 

@@ -19,17 +19,17 @@ BASES = {"momentum": {"momentum": 0.9}, "sgd": {"momentum": 0.9}, "adamw": {}, "
 def made(base: str = "momentum", **settings: Any) -> tuple[nn.Module, RTSPUGD]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-    return net, RTSPUGD(
-        net.parameters(), lr=0.01, base=base, switch=None, total_steps=8, weight_decay=0.1, **BASES[base], **settings
-    )
+    settings = {"switch": None, "total_steps": 8, "weight_decay": 0.1, **BASES[base], **settings}
+    return net, RTSPUGD(net.parameters(), lr=0.01, base=base, **settings)
 
 
 def train(net: nn.Module, optimizer: RTSPUGD, steps: int, bad: int | None = None) -> None:
     for step in range(steps):
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
         (net(x) - x[:, :3]).square().mean().backward()
-        with optimizer.perturbed():
-            (net(x) - x[:, :3]).square().mean().backward()
+        if optimizer.perturbing:
+            with optimizer.perturbed():
+                (net(x) - x[:, :3]).square().mean().backward()
         if step == bad:
             next(net.parameters()).grad[0, 0] = torch.inf  # type: ignore[index]
         optimizer.step()
@@ -44,7 +44,7 @@ def can_divide(net: nn.Module, optimizer: RTSPUGD) -> bool:
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_fused_base_takes_the_same_steps(base: str) -> None:
-    plain, fused = made(base), made(base, fused=True)
+    plain, fused = made(base, fused=False), made(base, fused=True)
     for net, optimizer in (plain, fused):
         train(net, optimizer, 6)
         assert can_divide(net, optimizer) == (optimizer is fused[1])
@@ -52,6 +52,25 @@ def test_a_fused_base_takes_the_same_steps(base: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
     assert not hasattr(fused[1].base_optimizer, "grad_scale")
     assert not hasattr(fused[1].base_optimizer, "found_inf")
+
+
+def test_sgd_is_fused_after_the_switch_alone_where_it_was_told_nothing() -> None:
+    told, plain = made("sgd", switch="fixed", switch_at=2), made("sgd", switch="fixed", switch_at=2, fused=False)
+    kernel = made("sgd", switch="fixed", switch_at=2, fused=True)
+    for net, optimizer in (told, plain):
+        train(net, optimizer, 2)
+    assert all(map(torch.equal, told[0].parameters(), plain[0].parameters()))
+    assert ("fused=True" in repr(told[1]), "fused=True" in repr(plain[1])) == (True, False)
+    assert can_divide(*told)
+    assert not can_divide(*plain)
+    assert {group["fused"] for group in told[1].param_groups} == {None}
+    kernel[0].load_state_dict(told[0].state_dict())
+    kernel[1].load_state_dict(told[1].state_dict())
+    for group in kernel[1].param_groups:
+        group["fused"] = True
+    for net, optimizer in (told, kernel):
+        train(net, optimizer, 3)
+    assert all(map(torch.equal, told[0].parameters(), kernel[0].parameters()))
 
 
 @pytest.mark.parametrize("base", BASES)
