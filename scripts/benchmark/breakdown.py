@@ -49,7 +49,7 @@ def optimizer_profile(
     """
     params = params_with_gradients(timm.create_model(model_name).to(device))
     copies = [torch.empty_like(param) for param in params]
-    rts = RTSPUGD(params, switch=None, total_steps=10**6, fused=True, **SETTINGS)
+    rts = RTSPUGD(params, switch=None, total_steps=10**6, **SETTINGS)
     seen: dict[str, list[float]] = {name: [] for name, _, _ in _PARTS}
 
     def update() -> None:

@@ -1,5 +1,6 @@
 """The base optimizer's step on a unit gradient: what a fused base does by itself, and when it may not."""
 
+import copy
 import math
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_sgd_is_fused_after_the_switch_alone_where_it_was_told_nothing() -> None
     assert not can_divide(*plain)
     assert {group["fused"] for group in told[1].param_groups} == {None}
     kernel[0].load_state_dict(told[0].state_dict())
-    kernel[1].load_state_dict(told[1].state_dict())
+    kernel[1].load_state_dict(copy.deepcopy(told[1].state_dict()))  # which would share its tensors
     for group in kernel[1].param_groups:
         group["fused"] = True
     for net, optimizer in (told, kernel):
