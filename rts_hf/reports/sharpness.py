@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -328,10 +329,19 @@ ITERATIONS, TOLERANCE = 40, 0.001
 RADIUS, BALL, STEPS = 0.2, "adaptive", 4
 SEED = 0
 BATCH_IMAGES, BATCH_PIXELS = 128, 2**20  # at most: second derivatives take several times the memory of a gradient
+# Where time is short: the fewest images and products, and what a product takes in gradients of as many images.
+LEAST_IMAGES, LEAST_ITERATIONS = 16, 12
+PRODUCT_IN_GRADIENTS = 4
 
 
 def measure_run_sharpness(
-    model: nn.Module, train: Dataset[Any], *, image_size: int, device: torch.device | str = "cpu"
+    model: nn.Module,
+    train: Dataset[Any],
+    *,
+    image_size: int,
+    device: torch.device | str = "cpu",
+    seconds: float | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of a trained classifier as the record holds it, and, where it has none, why not.
 
@@ -347,11 +357,26 @@ def measure_run_sharpness(
             used, evenly over the data set.
         image_size: Their side in pixels.
         device: Where the model is.
+        seconds: That it may take, by the time of a gradient: with fewer images or products of the Hessian, or None
+            where 16 images and 12 products take longer. None: any time.
+        tell: Is told what is measured, and about how long it takes at most.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None, "Sharpness was not measured: the weights are sharded over processes."
     total: int = len(train)  # type: ignore[arg-type]
-    count = min(total, IMAGES)
+    count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
+    if seconds is not None or tell is not None:
+        image_seconds = _seconds_of_an_image(model, train, min(total, LEAST_IMAGES), device)
+        if seconds is not None:
+            count, iterations = _affordable(total, seconds / image_seconds)
+        least = _gradients(max(count, min(total, LEAST_IMAGES)), iterations or LEAST_ITERATIONS) * image_seconds
+    if not iterations:
+        return None, (
+            f"Sharpness was not measured: on {min(total, LEAST_IMAGES)} images it would take about {least:.1f} s, "
+            f"longer than {seconds:.1f} s, a tenth of the run; --measure_sharpness measures it."
+        )
+    if tell is not None:
+        tell(f"Measuring sharpness on {count} training images, {least:.1f} s at most")
     chosen = [index * total // count for index in range(count)]
     size = min(BATCH_IMAGES, max(BATCH_PIXELS // image_size**2, 1))
     read: Any = train
@@ -360,7 +385,7 @@ def measure_run_sharpness(
         for start in range(0, count, size)
     ]
     try:
-        curvature = hessian_eigenvalue(model, batches, iterations=ITERATIONS, tolerance=TOLERANCE, seed=SEED)
+        curvature = hessian_eigenvalue(model, batches, iterations=iterations, tolerance=TOLERANCE, seed=SEED)
         worst = worst_case_increase(model, batches, radius=RADIUS, ball=BALL, steps=STEPS, seed=SEED)
     except RuntimeError as error:  # no second derivative, or no memory for it: no reason to lose a finished run
         return None, f"Sharpness was not measured: {str(error).splitlines()[0]}"
@@ -376,6 +401,41 @@ def measure_run_sharpness(
         "images": count,
         "split": "train",
     }, None
+
+
+def _seconds_of_an_image(model: nn.Module, train: Any, images: int, device: torch.device | str) -> float:
+    """Return the seconds that the gradient of an image takes, the second time that it is asked for."""
+    batch = {name: tensor.to(device) for name, tensor in train.__getitems__([*range(images)]).tensors.items()}
+    weights = _weights(model)
+    with _standing_still(model):
+        for _ in range(2):
+            started = time.perf_counter()
+            _loss_and_gradient(model, [batch], images, weights, cross_entropy_sum)  # which waits for the device
+            seconds = time.perf_counter() - started
+    return seconds / images
+
+
+def _gradients(images: int, iterations: int) -> int:
+    """Return what a measurement takes, in gradients of one image; the steps of the ascent take two each."""
+    return images * (PRODUCT_IN_GRADIENTS * iterations + 2 * STEPS + 3)
+
+
+def _affordable(total: int, gradients: float) -> tuple[int, int]:
+    """Return the images and the products of the Hessian that so many gradients of one image allow; 0 for none.
+
+    >>> _affordable(1000, 1e6), _affordable(1000, 5000), _affordable(1000, 500)
+    ((128, 40), (64, 16), (16, 0))
+
+    Args:
+        total: Images that there are.
+        gradients: That may be taken.
+    """
+    counts = [IMAGES >> halvings for halvings in range(4)]
+    for count in (min(total, count) for count in counts):
+        iterations = int((gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS)
+        if iterations >= LEAST_ITERATIONS:
+            return count, min(iterations, ITERATIONS)
+    return min(total, LEAST_IMAGES), 0
 
 
 def _finite(value: float) -> float | None:

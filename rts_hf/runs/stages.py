@@ -273,7 +273,7 @@ def measure(plan: Plan, training: Training) -> Measured:
     trainer.save_model()
     trainer.save_state()
     sharpness, remark = None, None
-    if plan.measure_test and plan.training_args.measure_sharpness:
+    if plan.measure_test and plan.training_args.measure_sharpness is not False:
         sharpness, remark = on_main_process(plan.training_args, lambda: _sharpness(trainer, data))
     return Measured(
         metrics={name: found and found[0] for name, found in measured.items()},
@@ -292,11 +292,17 @@ def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[
     return metrics, class_counts(output.predictions, output.label_ids, trainer.model.config.num_labels)  # type: ignore[union-attr, arg-type]
 
 
+_SHARE_OF_TIME = 0.1  # of a run, that measuring how sharp its minimum is may take where it was not asked for
+
+
 def _sharpness(trainer: RTSTrainer, data: DataBundle) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of the weights that are kept, in their own precision, and why there is none."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     images = data.train.without_augmentation()
-    return measure_run_sharpness(model, images, image_size=data.image_size, device=trainer.args.device)
+    seconds = None if trainer.args.measure_sharpness else trainer.seconds * _SHARE_OF_TIME
+    return measure_run_sharpness(
+        model, images, image_size=data.image_size, device=trainer.args.device, seconds=seconds, tell=print
+    )
 
 
 def record(plan: Plan, training: Training, status: str, measured: Measured | None = None) -> dict[str, Any]:

@@ -232,9 +232,12 @@ class RTSTrainingArguments(TrainingArguments):
         default=25,
         metadata={"help": "Stop after this many updates in a row whose gradient is NaN or infinite; they are skipped."},
     )
-    measure_sharpness: bool = field(
-        default=True,
-        metadata={"help": "Measure at the end how sharp the minimum is, on 128 training images."},
+    measure_sharpness: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Measure at the end how sharp the minimum is, on 128 training images. Default: on as many as a "
+            "tenth of the run's time allows."
+        },
     )
     draw_figures: bool = field(
         default=True,

@@ -132,3 +132,37 @@ def test_the_console_shows_a_dash_for_none(tmp_path: Path) -> None:
     assert "Sharpness" not in summary(record, "run")
     text = summary({**record, "sharpness": {**MEASURED, "hessian_eigenvalue": None}}, "run")
     assert "Sharpness             Hessian's largest eigenvalue –, worst loss found nearby 0.096 higher" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "images", "told"), [(None, 128, "21.9 s"), (8.0, 128, "7.6 s"), (6.0, 64, "5.8 s"), (0.9, None, "")]
+)
+def test_it_takes_no_longer_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, seconds: float | None, images: int | None, told: str
+) -> None:
+    """At a millisecond an image; the Hessian itself is not asked for."""
+    monkeypatch.setattr(run_sharpness, "_seconds_of_an_image", lambda *args: 0.001)
+    asked: list[int] = []
+
+    def stop(*args: Any, iterations: int, **kwargs: Any) -> None:
+        asked.append(iterations)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(run_sharpness, "hessian_eigenvalue", stop)
+    said: list[str] = []
+    model, train_images = digits_model()
+    found, reason = measure_run_sharpness(model, train_images, image_size=8, seconds=seconds, tell=said.append)
+    assert found is None
+    if images is None:
+        assert said == asked == []
+        assert str(reason).startswith("Sharpness was not measured: on 16 images it would take about 0.9 s, longer than")
+    else:
+        assert said == [f"Measuring sharpness on {images} training images, {told} at most"]
+        assert asked == [{None: 40, 8.0: 12, 6.0: 20}[seconds]]
+
+
+def test_a_short_run_measures_none_by_default_and_all_on_demand(tmp_path: Path) -> None:
+    """A tenth of a second of training leaves none for it, or next to none."""
+    record = train(ModelArguments(model="test_resnet"), SMALL, quick(tmp_path, measure_sharpness=None))
+    assert record["sharpness"] is None or record["sharpness"]["images"] < 120 or record["seconds"] > 3
+    assert "--measure_sharpness" not in record["command"]

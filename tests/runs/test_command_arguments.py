@@ -22,7 +22,7 @@ DEFAULTS = {
 ALWAYS_TOLD = {
     "batchnorm_first_pass_only": True, "base": None, "draw_figures": True, "early_stopping_patience": None,
     "eval_strategy": "epoch", "learning_rate": 0.1, "load_best_model_at_end": True, "logging_steps": 10,
-    "lr_scheduler_type": "cosine", "max_grad_norm": 0.0, "max_skipped_updates": 25, "measure_sharpness": True,
+    "lr_scheduler_type": "cosine", "max_grad_norm": 0.0, "max_skipped_updates": 25, "measure_sharpness": None,
     "metric_for_best_model": "accuracy", "momentum": 0.9, "num_train_epochs": 30, "opt": "rts_pugd", "opt_args": None,
     "override_schedule": False, "per_device_eval_batch_size": 256, "per_device_train_batch_size": 64,
     "perturb_every": None, "perturb_fraction": 1.0, "radius": None, "radius_beta_max": None, "radius_beta_min": None,
