@@ -100,6 +100,8 @@ INTERNALS: tuple[Internal, ...] = (
         )
     ),
     Internal("torch", "Tensor._version", "tells whether a pass changed its inputs, or somebody cleared a gradient"),
+    Internal("torch", "_C", "where the next one is"),
+    Internal("torch._C", "_will_engine_execute_node", "tells a backward that adds to gradients from autograd.grad"),
     Internal("torch.utils", "_pytree", "finds the tensors in a call's inputs and outputs"),
     Internal(
         "torch.nn.parallel", "DistributedDataParallel._get_active_ddp_module", "is called again, not what it wraps"

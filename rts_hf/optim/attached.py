@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.registration import unwrap_optimizer
@@ -21,8 +22,9 @@ _REMEDY = (
     "run the second pass by hand in `with optimizer.perturbed():`, or pass step() a closure, and leave "
     "attach_second_pass out."
 )
-# Updates in which it is looked whether the criterion is all that the outputs are for: the look waits for the device.
-_WATCHED = 4
+# Whether the criterion is all that the outputs are for is looked at in every update on a CPU. Elsewhere the look waits
+# for the device, so it is done in the first updates and then now and again.
+_WATCHED_FIRST, _WATCHED_EVERY = 4, 64
 
 
 def attach_second_pass(
@@ -34,10 +36,13 @@ def attach_second_pass(
     w + ε, in order: on the same inputs, with the same random numbers, autocast and synchronization, BatchNorm's
     statistics kept, and each loss's backward started from the gradient that the first one received, so that what the
     loop divides or scales its loss by holds. The update is, bit for bit on a CPU, that of ``optimizer.perturbed()`` by
-    hand. Where the coming step does not perturb, nothing is remembered.
+    hand, but for the order of additions where several calls share a backward. Where the coming step does not perturb,
+    nothing is remembered.
 
-    Gradient clipping in the loop acts on the first pass's gradient g. What is added to the loss beside the criterion is
-    not repeated: a penalty on the weights belongs into the optimizer's ``weight_decay``.
+    What the loop does to gradients between backward and step, such as clipping, acts on the first pass's gradient g. A
+    loss that is a function of the criterion's, such as its square, is repeated with the first pass's slope. What does
+    not go through the criterion is not repeated: a penalty on the weights belongs into ``weight_decay``, a loss that
+    the model keeps for itself into a loop with ``perturbed()``.
 
     >>> import torch, rts_hf
     >>> model, criterion = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
@@ -92,8 +97,8 @@ class AttachedSecondPass:
         self._calls: list[_Call] = []
         self._begun: _Call | None = None
         self._is_repeating = False
-        self._watched = 0
-        self._originals = Originals()
+        self._updates = 0
+        self._originals, self._targets = Originals(), Originals()
         self._hooks = [
             model.register_forward_pre_hook(_Hook(self._begin), prepend=True, with_kwargs=True),
             model.register_forward_hook(_Hook(self._end)),
@@ -128,28 +133,36 @@ class AttachedSecondPass:
             return
         if self._calls and self._optimizer.has_no_gradients():  # cleared since, and not by way of the optimizer
             self.forget()
+        if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_flatten((args, kwargs))[0]):
+            raise RuntimeError(
+                f"attach_second_pass: an input of {type(module).__name__} was made by something else that has a "
+                f"gradient, which is not repeated; attach a module that holds both. Else {_REMEDY}"
+            )
         wrapper = DistributedDataParallel._get_active_ddp_module()  # where the loop wrapped the model later
         target = module if wrapper is None or wrapper.module is not module else wrapper
         self._begun = _Call(target, self._originals.keep((args, kwargs)), RandomState(_device(module)))
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         call, self._begun = self._begun, None
         if call is None or module is not self._model:
-            return
-        leaves = tree_flatten(output)[0]
-        call.outputs = [weakref.ref(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
-        for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.requires_grad:
-                leaf.register_hook(_Received(call.output_gradients, place))
+            return None
+        leaves, structure = tree_flatten(output)
+        own = _loss_of(output) if self._criterion is None else None
         if self._criterion is None:
-            loss = _loss_of(output)
-            if loss is None:
+            if own is None:
                 raise RuntimeError(
                     f"attach_second_pass: the output of {type(module).__name__} has no loss; pass the module that "
                     f"makes it as criterion, or give the model its labels. Else {_REMEDY}"
                 )
-            self._watch(loss, _Loss(call))
+            self._watch(own, _Loss(call))
+            # in place of what the loss was made of: these receive what does not come from it
+            leaves = [leaf.view_as(leaf) if leaf is not own and _is_made(leaf) else leaf for leaf in leaves]
+        call.outputs = [(weakref.ref(leaf), leaf._version) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        for place, leaf in enumerate(leaves):
+            if leaf is not own and _is_made(leaf):
+                leaf.register_hook(_Received(call.output_gradients, place, self._reaches_gradients))
         self._calls.append(call)
+        return tree_unflatten(leaves, structure) if self._criterion is None else None
 
     def _begin_loss(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._calls or not self._remembers(module, self._criterion):
@@ -158,18 +171,20 @@ class AttachedSecondPass:
         gradients: dict[int, Tensor] = {}
 
         def separate(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.requires_grad or isinstance(leaf, nn.Parameter):
+            if not isinstance(leaf, Tensor) or isinstance(leaf, nn.Parameter):
                 return leaf
             for call in self._calls:
-                if any(output is not None and output() is leaf for output in call.outputs):
+                place = call.place_of(leaf)
+                if place is not None:
                     found.append(call)
                     alias = leaf.view_as(leaf)  # tells what the criterion contributes from what else there is
-                    place = next(p for p, output in enumerate(call.outputs) if output is not None and output() is leaf)
-                    alias.register_hook(_Received(gradients, place))
+                    alias.register_hook(_Received(gradients, place, self._reaches_gradients))
                     return _Place(place, alias)
+            if not leaf.requires_grad and not any(call.shares_memory_with(leaf) for call in self._calls):
+                return leaf
             raise RuntimeError(
-                "attach_second_pass: the criterion was given a tensor that is no output of the model (it was made from "
-                f"one, or by another model); give it the output as it is. Else {_REMEDY}"
+                "attach_second_pass: the criterion was given a tensor that is no output of the model as it was (it was "
+                f"made from one, changed in place, or made by another model); give it the output. Else {_REMEDY}"
             )
 
         places = tree_map(separate, (args, kwargs))
@@ -177,7 +192,13 @@ class AttachedSecondPass:
             return None
         if any(call is not found[0] for call in found):
             raise RuntimeError(f"attach_second_pass: the criterion compares outputs of several calls; {_REMEDY}")
-        self._loss_begun = _Loss(found[0], tree_map(_emptied, places), gradients, _autocast(_device(self._model)))
+        self._loss_begun = _Loss(
+            found[0],
+            self._targets.keep(tree_map(_emptied, places)),
+            gradients,
+            _autocast(_device(self._model)),
+            RandomState(_device(self._model)),
+        )
         return tree_map(lambda leaf: leaf.tensor if isinstance(leaf, _Place) else leaf, places)
 
     def _end_loss(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -195,12 +216,26 @@ class AttachedSecondPass:
         loss.call.losses.append(loss)
 
         def receive(gradient: Tensor) -> None:
+            if not self._reaches_gradients():
+                return
             if torch.is_grad_enabled():
                 raise RuntimeError(f"attach_second_pass: backward(create_graph=True) cannot be repeated; {_REMEDY}")
             loss.gradient = gradient.clone() if loss.gradient is None else loss.gradient + gradient
 
         if tensor.requires_grad:
             tensor.register_hook(receive)
+
+    def _reaches_gradients(self) -> bool:
+        """Return whether the backward that is under way adds to gradients: that of ``torch.autograd.grad`` does not."""
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                if param.requires_grad:
+                    try:
+                        if torch._C._will_engine_execute_node(get_gradient_edge(param).node):
+                            return True
+                    except RuntimeError:  # autograd.grad of this very parameter
+                        return False
+        return False
 
     # ---- The second pass ----
 
@@ -216,14 +251,17 @@ class AttachedSecondPass:
                 f"attach_second_pass: no call of {type(self._model).__name__} in train mode led to this gradient; "
                 f"attach the very module that the loop calls. Else {_REMEDY}"
             )
-        self._watched += 1
+        if not self._model.training:
+            raise RuntimeError(f"attach_second_pass: step() in eval mode; call model.train() before it. Else {_REMEDY}")
+        self._updates += 1
+        is_watched = self._updates <= _WATCHED_FIRST or self._updates % _WATCHED_EVERY == 0
         for call in calls:
-            call.check(looks_at_values=self._watched <= _WATCHED)
+            call.check(looks_at_values=is_watched or _device(self._model).type == "cpu")
         self._is_repeating = True
         try:
             with self._optimizer.perturbed(), keep_buffers(self._model), torch.enable_grad():
                 for call in calls:
-                    call.repeat(self._criterion, self._originals)
+                    call.repeat(self._criterion, self._originals, self._targets)
         finally:
             self._is_repeating = False
 
@@ -235,7 +273,7 @@ class _Call:
     target: Any  # the model, or the DistributedDataParallel around it
     inputs: Any
     random: RandomState
-    outputs: list[Any] = field(default_factory=list)  # weak references: the graph is not kept
+    outputs: list[Any] = field(default_factory=list)  # weak references, for the graph is not kept, and versions
     output_gradients: dict[int, Tensor] = field(default_factory=dict)
     losses: list[_Loss] = field(default_factory=list)
 
@@ -247,21 +285,37 @@ class _Call:
     def has_gradient(self) -> bool:
         return bool(self.output_gradients) or any(loss.gradient is not None for loss in self.losses)
 
+    def place_of(self, leaf: Tensor) -> int | None:
+        """Return which of the call's outputs a tensor is, where it has not been changed since."""
+        if leaf.requires_grad:
+            for place, output in enumerate(self.outputs):
+                if output is not None and output[0]() is leaf and output[1] == leaf._version:
+                    return place
+        return None
+
+    def shares_memory_with(self, leaf: Tensor) -> bool:
+        """Return whether a tensor is a view of an output, such as a detached one."""
+        memory = leaf.untyped_storage().data_ptr()
+        alive = [output[0]() for output in self.outputs if output is not None]
+        return any(each is not None and each.untyped_storage().data_ptr() == memory for each in alive)
+
     def check(self, *, looks_at_values: bool) -> None:
         """Raise RuntimeError where the outputs received a gradient that the criterion alone does not account for."""
         losses = [loss for loss in self.losses if loss.gradient is not None]
         whole = bool(losses)
-        if whole and looks_at_values and losses[0].places is not None:
+        if looks_at_values:
             for place, gradient in self.output_gradients.items():
                 shares = [loss.output_gradients[place] for loss in losses if place in loss.output_gradients]
-                whole = whole and bool(shares) and (len(shares) > 1 or torch.equal(shares[0], gradient))
+                whole = whole and bool(shares) and _is_sum(gradient, shares)
+        elif whole and losses[0].places is None:
+            whole = not self.output_gradients
         if not whole:
             raise RuntimeError(
                 "attach_second_pass: the loss is no function of the criterion's inputs alone, so the criterion cannot "
                 f"repeat it; {_REMEDY}"
             )
 
-    def repeat(self, criterion: nn.Module | None, originals: Originals) -> None:
+    def repeat(self, criterion: nn.Module | None, originals: Originals, targets: Originals) -> None:
         """Run the call and its losses again and add their gradients."""
         args, kwargs = originals.settle(self.inputs)
         with self.random.replayed(), contextlib.nullcontext() if self.synchronizes else self.target.no_sync():
@@ -269,7 +323,7 @@ class _Call:
                 output = self.target(*args, **kwargs)
             leaves = tree_flatten(output)[0]
             losses = [loss for loss in self.losses if loss.gradient is not None]
-            again = [loss.repeat(criterion, output, leaves) for loss in losses]
+            again = [loss.repeat(criterion, output, leaves, targets) for loss in losses]
             torch.autograd.backward(again, [loss.gradient for loss in losses])
 
 
@@ -281,16 +335,18 @@ class _Loss:
     places: Any = None
     output_gradients: dict[int, Tensor] = field(default_factory=dict)
     autocast: Callable[[], Any] = contextlib.nullcontext
+    random: RandomState | None = None
     gradient: Tensor | None = None
 
-    def repeat(self, criterion: nn.Module | None, output: Any, leaves: list[Any]) -> Tensor:
-        if self.places is None or criterion is None:
+    def repeat(self, criterion: nn.Module | None, output: Any, leaves: list[Any], targets: Originals) -> Tensor:
+        if self.places is None or criterion is None or self.random is None:
             own = _loss_of(output)
             if own is None:
                 raise RuntimeError(f"attach_second_pass: the model's output lost its loss at w + ε; {_REMEDY}")
             return own
-        args, kwargs = tree_map(lambda leaf: leaves[leaf.place] if isinstance(leaf, _Place) else leaf, self.places)
-        with self.autocast():
+        places = targets.settle(self.places)
+        args, kwargs = tree_map(lambda leaf: leaves[leaf.place] if isinstance(leaf, _Place) else leaf, places)
+        with self.autocast(), self.random.replayed():
             loss: Tensor = criterion(*args, **kwargs)
         return loss
 
@@ -307,13 +363,26 @@ def _emptied(leaf: Any) -> Any:
     return _Place(leaf.place) if isinstance(leaf, _Place) else leaf
 
 
+def _is_made(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.grad_fn is not None
+
+
+def _is_sum(whole: Tensor, shares: list[Tensor]) -> bool:
+    """Return whether gradients add up to another, up to rounding where there are several."""
+    if len(shares) == 1:
+        return torch.equal(whole, shares[0]) or bool((whole.isnan() == shares[0].isnan()).all() and whole.isnan().any())
+    return torch.allclose(whole, torch.stack(shares).sum(0), rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
 class _Received:
     """A tensor's hook that adds up the gradients it receives; it holds no graph."""
 
-    def __init__(self, gradients: dict[int, Tensor], place: int) -> None:
-        self._gradients, self._place = gradients, place
+    def __init__(self, gradients: dict[int, Tensor], place: int, counts: Callable[[], bool]) -> None:
+        self._gradients, self._place, self._counts = gradients, place, counts
 
     def __call__(self, gradient: Tensor) -> None:
+        if not self._counts():
+            return
         before = self._gradients.get(self._place)
         self._gradients[self._place] = gradient.detach() if before is None else before + gradient
 

@@ -334,6 +334,8 @@ class RTSPUGD(TimedOptimizer):
             self.base_optimizer.step()
         self._finish_step(evaluations, norm if self.phase == "sgd" else None)
         self._coming_norms = self._probe_norm = None
+        if self.attached is not None:
+            self.attached.forget()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -357,7 +359,8 @@ class RTSPUGD(TimedOptimizer):
             (param, first)
             for param, first, version in zip(params, firsts, versions, strict=True)
             # DistributedDataParallel replaces a gradient too, but by what was added to this one
-            if param.grad is None or (param.grad is not first and first._version == version)
+            if param.grad is None
+            or (param.grad is not first and first._version == version and not param.grad.requires_grad)
         ]
         if not cleared:
             return
@@ -404,8 +407,9 @@ class RTSPUGD(TimedOptimizer):
         self._unusable = unusable + self._unusable
 
     def has_no_gradients(self) -> bool:
-        """Return whether no parameter has a gradient."""
-        return all(param.grad is None for group in self.param_groups for param in group["params"])
+        """Return whether no parameter has a gradient, or on a CPU, where it costs no wait, only zeros."""
+        grads = [param.grad for group in self.param_groups for param in group["params"] if param.grad is not None]
+        return not any(not grad.is_cpu or bool(grad.any()) for grad in grads)
 
     def _params_and_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [(param, param.grad) for group in self.param_groups for param in group["params"]]

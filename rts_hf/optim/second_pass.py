@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map
 
 
 class RandomState:
@@ -90,11 +90,13 @@ class Originals:
 
     def keep(self, inputs: Any) -> _Kept:
         """Return what :meth:`settle` takes, before the pass; ``inputs`` are tensors in tuples, lists and dicts."""
-        tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and not leaf.is_inference()]
+        tensors = [leaf for leaf in tree_flatten(inputs)[0] if _is_data(leaf)]
         self._seen += 1
         makes_copies = self._changes or self._seen <= self._WATCHED
-        copies = tree_map_only(Tensor, _copy, inputs) if makes_copies else None
-        return _Kept(inputs, tensors, [tensor._version for tensor in tensors], copies)
+        copies = tree_map(_copy, inputs) if makes_copies else None
+        # the containers are new: a pass may take entries out of a dict, or a loop use it again
+        again = tree_map(lambda leaf: leaf, inputs)
+        return _Kept(again, tensors, [tensor._version for tensor in tensors], copies)
 
     def settle(self, kept: _Kept, *, is_needed: bool = True) -> Any:
         """Return the inputs as they were when they were kept, after the pass; warn where it is too late for that.
@@ -117,8 +119,12 @@ class Originals:
         return kept.inputs if kept.copies is None else kept.copies
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+def _is_data(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) and not leaf.is_inference()
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone().requires_grad_(leaf.requires_grad) if _is_data(leaf) else leaf
 
 
 class BufferSnapshot:

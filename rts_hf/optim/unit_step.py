@@ -145,9 +145,11 @@ def run_scaled(run: Callable[[], None], gradients: Callable[[], list[Tensor]]) -
         return True
     scale = call["self"]._scale
     torch._foreach_mul_(gradients(), float(scale))
-    run()
-    grads = gradients()
-    torch._foreach_mul_(grads, float(scale.double().reciprocal().float()))  # as the scaler itself has it
+    try:
+        run()
+    finally:
+        grads = gradients()
+        torch._foreach_mul_(grads, float(scale.double().reciprocal().float()))  # as the scaler itself has it
     if torch.isfinite(global_norm(grads)):
         return True
     for found in call["optimizer_state"]["found_inf_per_device"].values():

@@ -87,6 +87,29 @@ def classification_metrics(num_labels: int) -> Callable[[EvalPrediction], dict[s
     return compute_metrics
 
 
+def metrics_of_classes(num_labels: int) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return :func:`classification_metrics` of the examples whose labels are classes; of others there are no metrics.
+
+    Labels (N, 1) are classes, -100 is none, and shares of the classes or several labels an image give an empty dict.
+    """
+    compute = classification_metrics(num_labels)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        is_tuple = isinstance(prediction.predictions, tuple)
+        scores = np.asarray(prediction.predictions[0] if is_tuple else prediction.predictions)
+        labels: Any = None if isinstance(prediction.label_ids, tuple) else np.asarray(prediction.label_ids)
+        if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(scores):
+            return {}
+        known = labels != -100
+        if not known.any():
+            return {}
+        return compute(type(prediction)(scores[known], labels[known]))
+
+    return compute_metrics
+
+
 def is_classifier(model: Any) -> bool:
     """Return whether a model gives one row of logits an image, of two classes or more, as far as it tells.
 

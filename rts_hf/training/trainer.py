@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import timm.optim
@@ -26,10 +27,18 @@ from rts_hf.training.arguments import RTSTrainingArguments
 from rts_hf.training.checkpoints import is_plain, reconcile
 from rts_hf.training.checks import check_without_metrics, refusals_explained
 from rts_hf.training.faults import FaultCounter
-from rts_hf.training.metrics import classification_metrics, is_classifier, mean_cross_entropy
+from rts_hf.training.metrics import is_classifier, mean_cross_entropy, metrics_of_classes
 from rts_hf.training.resumable import ResumableTrainer
 from rts_hf.training.sums import DeviceSums, unclipped_norm
-from rts_hf.training.window import OperationCounts, check_same_dropout, first_images, is_soft, replay, share_taken
+from rts_hf.training.window import (
+    OperationCounts,
+    check_same_dropout,
+    classes_of,
+    first_images,
+    is_soft,
+    replay,
+    share_taken,
+)
 
 
 class RTSTrainer(ResumableTrainer):
@@ -83,15 +92,14 @@ class RTSTrainer(ResumableTrainer):
         config = getattr(self.model, "config", None)
         num_labels = getattr(config, "num_labels", 0)
         if self.compute_metrics is None and not self.args.batch_eval_metrics and is_classifier(self.model):
-            self.compute_metrics = classification_metrics(num_labels)
+            self.compute_metrics = metrics_of_classes(num_labels)
         if self.compute_metrics is None:
             check_without_metrics(self.args, type(self.model).__name__)
         is_plain = getattr(config, "problem_type", None) in (None, "single_label_classification") and num_labels >= 2
         is_timm = isinstance(self.model, TimmWrapperForImageClassification)
         self._takes_soft_labels = is_timm and is_plain and self.compute_loss_func is None
         # a subclass's loss is its own, and the Trainer's to average over micro-batches
-        self._owns_loss = self._takes_soft_labels and type(self).compute_loss is RTSTrainer.compute_loss
-        if self._owns_loss:
+        if self._takes_soft_labels and type(self).compute_loss is RTSTrainer.compute_loss:
             self.compute_loss_func = self._mean_over_images
         self.faults = FaultCounter(self.args.max_skipped_updates)
         self._window: list[tuple[dict[str, Any], RandomState | None]] = []
@@ -108,6 +116,10 @@ class RTSTrainer(ResumableTrainer):
         self._spared_evaluations = 0.0
         self._training_figures: dict[str, float] = {}
         self._sets_horizon = False
+
+    @property
+    def _owns_loss(self) -> bool:
+        return self.compute_loss_func == self._mean_over_images
 
     @property
     def two_pass_optimizer(self) -> RTSPUGD | None:
@@ -245,7 +257,7 @@ class RTSTrainer(ResumableTrainer):
         ends_window = self.accelerator.sync_gradients
         self._window_is_open = not ends_window
         rts = self.two_pass_optimizer
-        kept = None if rts is None else self._originals.keep(dict(inputs))
+        kept = None if rts is None else self._originals.keep(inputs)
         try:
             with self.accelerator.no_sync(model) if stays_local else contextlib.nullcontext():
                 loss = self._pass(model, inputs, num_items_in_batch)
@@ -269,13 +281,17 @@ class RTSTrainer(ResumableTrainer):
         return loss
 
     def _pass(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None) -> Tensor:
-        if num_items_in_batch is None and self._takes_soft_labels and "labels" in inputs:
-            num_items_in_batch = len(inputs["labels"])  # to a subclass's loss: what the Trainer averages over is a mean
+        if self._owns_loss:
+            self.loss_is_scaled_for_ga = False  # unless it is made below of the images of the whole update
+        elif num_items_in_batch is None and self._takes_soft_labels and isinstance(inputs, Mapping):
+            labels = inputs.get("labels")  # to a subclass's loss: what the Trainer averages over is a mean
+            num_items_in_batch = None if labels is None else len(labels)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """Count images: the Trainer would count the numbers in soft labels (N, C)."""
-        if self._owns_loss and batch_samples and is_soft(batch_samples[0].get("labels")):
+        first = batch_samples[0] if batch_samples else None
+        if self._owns_loss and isinstance(first, Mapping) and is_soft(first.get("labels")):
             batch_samples = [{**batch, "labels": batch["labels"][:, 0]} for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)
 
@@ -324,7 +340,7 @@ class RTSTrainer(ResumableTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss, and count the first pass's correct predictions for the training accuracy."""
-        labels = inputs.get("labels")
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
         if self._takes_soft_labels and not self._owns_loss and is_soft(labels):  # the model would take them for many
             outputs: Any = model(**{name: value for name, value in inputs.items() if name != "labels"})
             loss = self._mean_over_images(outputs, inputs["labels"])
@@ -339,15 +355,18 @@ class RTSTrainer(ResumableTrainer):
 
     def _count_images(self, logits: Tensor, labels: Tensor) -> None:
         """Count a first pass's images: how many were right, and their loss as evaluations measure it, not smoothed."""
+        labels = classes_of(labels)
+        valid = labels.ne(-100)
         if labels.shape == logits.shape[:-1]:
-            counts: dict[str, Tensor | float] = {"correct": (logits.argmax(-1) == labels).sum(), "seen": labels.numel()}
+            counts: dict[str, Tensor | float] = {"correct": (logits.argmax(-1) == labels).sum(), "seen": valid.sum()}
             self._since_log.add(**counts)
             self._since_evaluation.add(**counts)
         if self._owns_loss and labels.shape in (logits.shape, logits.shape[:-1]):
             plain = cross_entropy(logits.float(), labels, reduction="sum")
             is_finite = torch.isfinite(plain)
             total = torch.where(is_finite, plain, 0.0)
-            self._since_evaluation.add(loss=total, counted=is_finite * len(labels))
+            images = valid.sum() if labels.ndim < logits.ndim else len(labels)
+            self._since_evaluation.add(loss=total, counted=is_finite * images)
 
     def _mean_over_images(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the cross-entropy of a micro-batch, over the images of the whole update where it belongs to one.
@@ -357,12 +376,16 @@ class RTSTrainer(ResumableTrainer):
         """
         kind = "mean" if num_items_in_batch is None else "sum"
         smoothing = self.args.label_smoothing_factor if self.model is not None and self.model.training else 0.0
+        labels = classes_of(labels)
+        self.loss_is_scaled_for_ga = num_items_in_batch is not None
         loss = cross_entropy(outputs["logits"].float(), labels, reduction=kind, label_smoothing=smoothing)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return the operations of both passes over a micro-batch; the Trainer asks once for each."""
         count, fraction = super().floating_point_ops, self.args.perturb_fraction
+        if not isinstance(inputs, Mapping):
+            return count(inputs)
         second = [first_images(inputs, fraction)] if self._window_perturbs else []
         return sum(self._operations.of(each, count) for each in (inputs, *second))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,12 @@ def share_taken(fraction: float, images: int) -> float:
     return images_taken(fraction, images) / images
 
 
+def classes_of(labels: Tensor) -> Tensor:
+    """Return labels (N, 1) as (N,), and others as they are."""
+    is_column = labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point()
+    return labels[:, 0] if is_column else labels
+
+
 def is_soft(labels: Any) -> bool:
     """Return whether labels are shares of the classes (N, C), as MixUp, CutMix and smoothing make them."""
     return isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()
@@ -54,7 +60,7 @@ def first_images(inputs: dict[str, Any], fraction: float) -> dict[str, Any]:
         inputs: Of the model, by name.
         fraction: As for :func:`images_taken`.
     """
-    if fraction == 1:
+    if fraction == 1 or not isinstance(inputs, Mapping):
         return inputs
     tensors = [value for value in (inputs.get("labels"), *inputs.values()) if isinstance(value, Tensor) and value.ndim]
     if not tensors or not len(tensors[0]):

@@ -186,8 +186,26 @@ LOOPS: dict[str, dict[str, Any]] = {
     "perturb_every": {"perturb_every": 2},
     "adamw": {"base": "adamw", "lr": 0.01},
     "sam": {"opt": "sam", "clip": 1.0, "switch": "fixed"},
+    "a parameter among the outputs": {"net": lambda: Scaled(), "criterion": lambda: _Scaling()},
     "losses of each image": {"criterion": lambda: _Each()},
 }
+
+
+class Scaled(Net):
+    """Returns a parameter of its own beside what is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return logits and their scale."""
+        return super().forward(x), self.scale
+
+
+class _Scaling(nn.Module):
+    def forward(self, outputs: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        return cross_entropy(outputs[0] * outputs[1], labels)
 
 
 class _Each(nn.Module):
@@ -286,7 +304,7 @@ def test_nothing_is_kept_before_the_switch_and_no_graph_after_it() -> None:
     output = model(x)
     (call,) = attached._calls
     del output
-    assert all(reference() is None for reference in call.outputs)
+    assert all(reference() is None for reference, _ in call.outputs)
     model.eval()
     model(x)
     with torch.no_grad():
@@ -334,10 +352,41 @@ def _graph(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tens
     return torch.zeros((), requires_grad=True)
 
 
+def _late_penalty(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    output = model(x)
+    return criterion(output, y) + criterion(output, y.flip(0)) + 0.1 * output.square().mean()
+
+
+def _changed(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    output = model(x)
+    output += 1.0
+    return criterion(output, y)
+
+
+def _own_target(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    output = model(x)
+    return criterion(output, output.detach())
+
+
+def _eval_before_the_step(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    loss = criterion(model(x), y)
+    model.eval()
+    return loss
+
+
+def _prompted(model: nn.Module, criterion: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return criterion(model(x + nn.Parameter(torch.zeros(1))), y)
+
+
 REFUSED: dict[str, Callable[..., Tensor]] = {
     "criterion's inputs": _penalty,
+    "criterion's inputs alone": _late_penalty,
     "create_graph": _graph,
     "no output of the model": lambda model, criterion, x, y: criterion(model(x) / 2, y),
+    "changed in place": _changed,
+    "no output of the model as it was": _own_target,
+    "eval mode": _eval_before_the_step,
+    "made by something else": _prompted,
     "several calls": lambda model, criterion, x, y: (
         criterion(model(x), model(x).softmax(1).detach()) + criterion(model(x), model(x))
     ),
@@ -379,3 +428,92 @@ def test_bad_arguments() -> None:
     rts_hf.attach_second_pass(optimizer, model)
     with pytest.raises(RuntimeError, match="no loss"):
         model(batches()[0][0][0])
+
+
+def _zero_in_place(model: nn.Module, optimizer: Any) -> None:
+    model.zero_grad(set_to_none=False)
+
+
+def _gradient_of_an_input(model: nn.Module, optimizer: Any) -> None:
+    """As an attack on the images has it: no gradient of a parameter is added to."""
+    x, y = batches()[1][0]
+    x.requires_grad_()
+    torch.autograd.grad(nn.CrossEntropyLoss()(model(x), y), x)
+
+
+def _gradient_of_a_weight(model: nn.Module, optimizer: Any) -> None:
+    x, y = batches()[1][0]
+    torch.autograd.grad(cross_entropy(model(x), y), next(model.parameters()))
+
+
+@pytest.mark.parametrize("aside", [_zero_in_place, _gradient_of_an_input, _gradient_of_a_weight])
+def test_what_does_not_add_to_the_gradients_is_not_repeated(aside: Callable[..., None]) -> None:
+    """A batch is gone through and its gradient cleared, or taken aside, before the update's own."""
+    ends = []
+    for by_hand in (True, False):
+        model, optimizer = fresh(Net, switch_at=0)
+        criterion = nn.CrossEntropyLoss()
+        if not by_hand:
+            rts_hf.attach_second_pass(optimizer, model, criterion)
+        for window in batches(2):
+            if aside is _zero_in_place:
+                criterion(model(window[1][0]), window[1][1]).backward()
+            aside(model, optimizer)
+            (x, y), _ = window
+            state = rts_hf.RandomState(torch.device("cpu"))
+            loss = criterion(model(x), y)
+            if aside is not _zero_in_place:  # only looked at
+                torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
+            loss.backward()
+            if by_hand:
+                with optimizer.perturbed(), rts_hf.keep_buffers(model), state.replayed():
+                    criterion(model(x), y).backward()
+            optimizer.step()
+            model.zero_grad()
+        ends.append([*model.parameters()])
+    assert all(map(torch.equal, *ends))
+
+
+def test_labels_and_dicts_that_the_loop_uses_again() -> None:
+    class Batch(WithLoss):
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+            return super().forward(batch.pop("pixel_values"), batch["labels"])
+
+    ends = []
+    for by_hand in (True, False):
+        model, optimizer = fresh(Batch, switch_at=0)
+        if not by_hand:
+            rts_hf.attach_second_pass(optimizer, model)
+        batch: dict[str, Tensor] = {}
+        for window in batches(2):
+            kept = []
+            labels = torch.zeros(6, dtype=torch.long)
+            for x, y in window:
+                labels.copy_(y)
+                batch.update(pixel_values=x, labels=labels)
+                kept.append((rts_hf.RandomState(torch.device("cpu")), x, y))
+                model(batch)["loss"].backward()
+            if by_hand:
+                with optimizer.perturbed(), rts_hf.keep_buffers(model):
+                    for state, x, y in kept:
+                        with state.replayed():
+                            loss = model({"pixel_values": x, "labels": y})["loss"]
+                        loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([*model.parameters()])
+    assert all(map(torch.equal, *ends))
+
+
+def test_a_term_beside_the_models_own_loss_is_refused_and_a_scalers_gradients_stay() -> None:
+    model, optimizer = fresh(WithLoss, switch_at=0)
+    rts_hf.attach_second_pass(optimizer, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x, y = batches()[0][0]
+    output = model(pixel_values=x, labels=y)
+    scaler.scale(output["loss"] + 0.1 * output["logits"].square().mean()).backward()
+    scaler.unscale_(optimizer)
+    before = [param.grad.clone() for param in model.parameters() if param.grad is not None]
+    with pytest.raises(RuntimeError, match="no function"):
+        scaler.step(optimizer)
+    assert all(map(torch.equal, before, [param.grad for param in model.parameters()]))

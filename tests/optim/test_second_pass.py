@@ -1,5 +1,8 @@
 """What the second pass repeats and leaves alone, in a loop of one's own."""
 
+import random
+
+import numpy as np
 import pytest
 import timm
 import torch
@@ -66,3 +69,12 @@ def test_a_module_in_two_places_and_none_at_all() -> None:
     model = nn.Sequential(inner, nn.Sequential(inner))
     model.register_module("nothing", None)
     assert [*every_module(model)].count(inner) == 2
+
+
+def test_the_generators_of_python_and_numpy_are_replayed_too() -> None:
+    state = RandomState(CPU)
+    first = random.random(), np.random.rand(), torch.rand(1)
+    after = random.getstate(), np.random.get_state()[1].tolist()
+    with state.replayed():
+        assert (random.random(), np.random.rand(), torch.rand(1)) == first
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == after

@@ -99,3 +99,51 @@ def test_a_function_of_the_loss_is_given_what_transformers_counts() -> None:
     trainer.compute_loss_func = watch
     trainer.train()
     assert int(counted[0]) == 8 * 3
+
+
+@pytest.mark.parametrize("way", ["loss set on the object", "step without the number", "batches without the number"])
+def test_a_loss_that_is_not_of_the_whole_updates_images_is_averaged(way: str) -> None:
+    class Odd(rts_hf.RTSTrainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            return super().training_step(model, inputs, None if way.startswith("step") else num_items_in_batch)
+
+        def get_batch_samples(self, *args: Any) -> Any:
+            samples, count = super().get_batch_samples(*args)
+            return samples, None if way.startswith("batches") else count
+
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            if way.startswith("loss"):
+                self.compute_loss = _one_micro_batch.__get__(self)  # type: ignore[method-assign]
+            return super().train(*args, **kwargs)
+
+    odd, plain = train(Odd, "none", 4, "hard"), train(rts_hf.RTSTrainer, "none", 4, "hard")
+    for one, other in zip(odd.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def _one_micro_batch(
+    self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+) -> Any:
+    outputs = model(pixel_values=inputs["pixel_values"])
+    loss = cross_entropy(outputs.logits, inputs["labels"])
+    return (loss, outputs) if return_outputs else loss
+
+
+@pytest.mark.parametrize("labels", ["soft", "columns", "some ignored"])
+def test_evaluations_on_other_labels_than_classes_go_through(labels: str) -> None:
+    class Other(Soft):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            item = super().__getitem__(index)
+            hard = Images.__getitem__(self, index)["labels"]
+            ignored = torch.where(torch.tensor(index % 3 == 0), -100, hard)
+            return {**item, "labels": {"soft": item["labels"], "columns": hard[None], "some ignored": ignored}[labels]}
+
+    trainer = train(rts_hf.RTSTrainer, "none", 1, "hard")
+    found = trainer.evaluate(Other(12))
+    assert found["eval_loss"] > 0
+    assert ("eval_accuracy" in found) == (labels != "soft")
+    trainer.train_dataset = Other(16)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "train_loss" in entry and "eval_loss" in entry]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0]["train_loss"] == pytest.approx(sum(losses[:2]) / 2, rel=0.3)
