@@ -10,10 +10,10 @@ grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | sed 's/"//g; s/>=/==/' > "
 unset PYTHONDONTWRITEBYTECODE
 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest "$@" \
   --deselect tests/models/test_classifiers.py::test_trainer_checkpoints_load_too `# timm reads such folders from 1.0.29` \
-  tests/optim/test_optimizer.py tests/optim/test_unit_step.py \
+  tests/optim/test_optimizer.py tests/optim/test_unit_step.py tests/optim/test_attached.py \
   tests/models/test_small_image.py tests/models/test_classifiers.py \
   tests/data/test_loading.py tests/data/test_columns.py \
-  tests/training/test_trainer.py tests/training/test_resumable.py \
+  tests/training/test_trainer.py tests/training/test_resumable.py tests/training/test_losses.py \
   tests/runs/test_command_line.py tests/runs/test_resumed_runs.py \
   tests/reports/test_card.py tests/reports/test_sharpness.py \
   tests/publishing/test_contents.py tests/publishing/test_hub.py \

@@ -197,3 +197,30 @@ def test_this_packages_own_data_stay_whole_batches(tmp_path: Path) -> None:
     assert arguments.remove_unused_columns
     assert batches.collator is collate
     assert {"eval_loss", "eval_accuracy"} <= trainer.evaluate().keys()
+
+
+def test_low_rank_adapters_train_resume_and_predict_as_with_the_trainer(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def make() -> Any:
+        config = peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"])
+        vit = make_vit()
+        torch.manual_seed(1)
+        return peft.get_peft_model(vit, config)
+
+    found = []
+    for kind in (RTSTrainer, Trainer):
+        own = {**OWN, "weight_decay": 0.0} if kind is RTSTrainer else {"weight_decay": 0.0}
+        for resume in (None, str(tmp_path / kind.__name__ / "checkpoint-7")):
+            model = make()
+            trainer = kind(
+                model=model,
+                args=CLASSES[kind](output_dir=str(tmp_path / kind.__name__), **{**SHARED, **own}),
+                train_dataset=Images(),
+                eval_dataset=Images(12, seed=1),
+            )
+            trainer.train(resume_from_checkpoint=resume)
+            logits = torch.as_tensor(trainer.predict(Images(9, seed=2)).predictions)
+            found.append([trainer.evaluate()["eval_loss"], logits, [p.detach().clone() for p in model.parameters()]])
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
