@@ -141,6 +141,51 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
     ]
 
 
+def host_time(*, repeats: int = 61, tensors: int = 161) -> list[Figure]:
+    """Time the optimizer part of a perturbed update of many tiny tensors, which is what the host does.
+
+    Raises:
+        ImportError: If pytorch_optimizer is not installed.
+    """
+    from pytorch_optimizer import SAM
+
+    def params() -> list[nn.Parameter]:
+        made = [nn.Parameter(torch.ones(8)) for _ in range(tensors)]
+        for param in made:
+            param.grad = torch.ones(8)
+        return made
+
+    ours = RTSPUGD(params(), switch=None, total_steps=10**6, **SETTINGS)
+    settings: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    theirs = SAM(params(), torch.optim.SGD, rho=0.05, **settings)
+    clipped = params()
+    sgd = torch.optim.SGD(clipped, **settings)
+
+    def update() -> None:
+        with ours.perturbed():
+            pass
+        ours.step()
+
+    def sam() -> None:
+        theirs.first_step(zero_grad=False)
+        theirs.second_step(zero_grad=False)
+
+    def clip() -> None:
+        nn.utils.clip_grad_norm_(clipped, 1.0)
+        sgd.step()
+
+    sides = {"ours": update, "sam": sam, "clip and sgd": clip}
+    seconds = interleaved(sides, repeats=repeats, warm_up=5)
+    what = f"host time of the optimizer part, {tensors} tiny tensors"
+    return [
+        Figure(f"host_over_{name}", f"{what} ÷ {words}", ratio(seconds, "ours", side), target, details=medians(seconds))
+        for name, side, words, target in (
+            ("sam", "sam", "SAM of `pytorch_optimizer`", 1.0),
+            ("sgd", "clip and sgd", "clipping and torch's SGD", 1.5),
+        )
+    ]
+
+
 def dispatched_operations() -> Figure:
     """Count the operations that the optimizer part of a perturbed update asks torch for, profiler's marks left out."""
     counts = {}

@@ -18,7 +18,7 @@ from benchmark.timers import Figure, interleaved, medians, ratio
 from torch.nn.functional import cross_entropy
 from torch.utils.benchmark import timer
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rts_hf.data.batches import collate
 from rts_hf.data.loading import DataBundle, load_data
@@ -68,6 +68,29 @@ def trainer_over_bare_loop(device: str = "cpu", *, repeats: int = 5, updates: in
     )
 
 
+def trainer_over_transformers(device: str = "cpu", *, repeats: int = 5, updates: int = 20) -> list[Figure]:
+    """Time updates of the main job's model in RTSTrainer, plain and perturbed, and in transformers' own Trainer."""
+    data = load_data("digits")
+    seconds: dict[str, list[float]] = {"Trainer": [], "sgd": [], "perturbed": []}
+    settings: dict[str, dict[str, Any]] = {"sgd": {"opt": "sgd"}, "perturbed": {"switch_at": 0.0}}
+    for _ in range(repeats):
+        seconds["Trainer"].append(_in_transformers(data, updates, device))
+        for name, told in settings.items():
+            seconds[name].append(trained(data, updates, device, "resnet_micro_small", **told)[0])
+    words = {"sgd": 'with `opt="sgd"`', "perturbed": "whose updates are all perturbed"}
+    targets = {"sgd": 1.02, "perturbed": 2.02}
+    return [
+        Figure(
+            f"trainer_{name}",
+            f"an update in `RTSTrainer` {words[name]} ÷ one in `transformers.Trainer` with SGD (the main job's model)",
+            ratio(seconds, name, "Trainer"),
+            targets[name],
+            details=medians(seconds),
+        )
+        for name in settings
+    ]
+
+
 def data_share(device: str = "cpu", *, updates: int = 40) -> Figure:
     """Measure what share of the main job's time goes into getting batches; half of its updates are perturbed."""
     seconds, waiting = trained(load_data("digits"), updates, device, "resnet_micro_small", switch_at=0.5)
@@ -80,19 +103,40 @@ def data_share(device: str = "cpu", *, updates: int = 40) -> Figure:
     )
 
 
+class _Clock(TrainerCallback):
+    """Times the updates of a run after the first ones."""
+
+    seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == WARM_UP:
+            self.seconds = -timer()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == state.max_steps:
+            self.seconds += timer()
+
+
+def _in_transformers(data: DataBundle, updates: int, device: str) -> float:
+    clock, model = _Clock(), _model(data, "resnet_micro_small")
+    with TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=WARM_UP + updates, per_device_train_batch_size=64, disable_tqdm=True, report_to="none",
+            save_strategy="no", logging_strategy="no", max_grad_norm=0.0, use_cpu=device == "cpu", seed=42,
+            dataloader_pin_memory=device != "cpu", remove_unused_columns=False,
+        )  # fmt: skip
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        Trainer(
+            model=model, args=arguments, train_dataset=data.train, data_collator=collate, callbacks=[clock],
+            optimizers=(sgd, None),
+        ).train()  # fmt: skip
+    return clock.seconds
+
+
 def trained(data: DataBundle, updates: int, device: str, model_name: str, **settings: Any) -> tuple[float, float]:
     """Return the seconds of some updates in RTSTrainer, and those of them that it waited for batches."""
-    clock: dict[str, float] = {}
+    clock = _Clock()
     waits: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == WARM_UP:
-                clock["begin"] = timer()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == state.max_steps:
-                clock["end"] = timer()
 
     class Waiting(RTSTrainer):
         def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,15 +147,13 @@ def trained(data: DataBundle, updates: int, device: str, model_name: str, **sett
 
     with TemporaryDirectory() as folder:
         arguments = CommandArguments(
-            output_dir=folder, opt="rts_pugd", max_steps=WARM_UP + updates, eval_strategy="no", save_strategy="no",
+            output_dir=folder, max_steps=WARM_UP + updates, eval_strategy="no", save_strategy="no",
             load_best_model_at_end=False, metric_for_best_model=None, disable_tqdm=True, logging_strategy="no",
             use_cpu=device == "cpu", **settings,
         )  # fmt: skip
         model = _model(data, model_name)
-        Waiting(
-            model=model, args=arguments, train_dataset=data.train, data_collator=collate, callbacks=[Clock()]
-        ).train()
-    return clock["end"] - clock["begin"], sum(waits[WARM_UP:])
+        Waiting(model=model, args=arguments, train_dataset=data.train, data_collator=collate, callbacks=[clock]).train()
+    return clock.seconds, sum(waits[WARM_UP:])
 
 
 def _model(data: DataBundle, name: str) -> Any:

@@ -7,6 +7,7 @@ from benchmark.optimizer import (
     TRANSFERS,
     dispatched_operations,
     extra_memory,
+    host_time,
     optimizer_part,
     synchronizations,
     update_before_switch,
@@ -19,6 +20,12 @@ def test_operations() -> None:
     assert figure.is_met
     assert figure.details["resnet50"]["tensors"] == 161
     assert figure.details["resnet18"]["operations"] == figure.value > 20  # whatever the number of tensors
+
+
+def test_the_hosts_share() -> None:
+    over_sam, over_sgd = host_time(repeats=5)
+    assert 0.3 < over_sam.value < over_sgd.value < 6
+    assert over_sam.details["sam"] > over_sgd.details["clip and sgd"] > 0
 
 
 def test_memory() -> None:
