@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3, NativeScaler
@@ -224,6 +225,8 @@ def test_as_by_hand(name: str) -> None:
 
 def test_timms_scaler_and_accelerates_accumulation() -> None:
     ends = []
+    AcceleratorState._reset_state(reset_partial_state=True)  # which other tests have left
+    GradientState._reset_state()
     for kind in ("timm", "accelerate", "by hand"):
         model, optimizer = fresh(Net)
         criterion = nn.CrossEntropyLoss()
