@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from optimizer_for_tests import update_once
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -103,7 +104,13 @@ def ddp_attached(wrapped_first: bool) -> None:
     optimizer = RTSPUGD(net.parameters(), **SETTINGS)
     wrapped = nn.parallel.DistributedDataParallel(net)
     attach_second_pass(optimizer, wrapped if wrapped_first else net, criterion)
-    seen = []
+    sent, seen = [0], []
+
+    def count(state, bucket):  # torch checks the types of a hook's annotations, which here are text
+        sent[0] += 1
+        return allreduce_hook(state, bucket)
+
+    wrapped.register_comm_hook(dist.group.WORLD, count)
     for update in range(UPDATES):
         seen.append(optimizer.phase)
         parts = [*zip(*(each.chunk(2) for each in mine(update)), strict=True)]
@@ -114,6 +121,7 @@ def ddp_attached(wrapped_first: bool) -> None:
         optimizer.zero_grad()
         assert_equal_on_ranks([p.detach() for p in net.parameters()])
     assert seen == phases
+    assert sent[0] == UPDATES + seen.count("pugd")  # once a pass, not once a micro-batch
     assert_close([p.detach() for p in net.parameters()], expected)
 
 

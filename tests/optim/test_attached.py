@@ -468,6 +468,8 @@ def test_what_does_not_add_to_the_gradients_is_not_repeated(aside: Callable[...,
             if aside is not _zero_in_place:  # only looked at
                 torch.autograd.grad(loss, [*model.parameters()], retain_graph=True)
             loss.backward()
+            if aside is not _zero_in_place:
+                aside(model, optimizer)
             if by_hand:
                 with optimizer.perturbed(), rts_hf.keep_buffers(model), state.replayed():
                     criterion(model(x), y).backward()
