@@ -37,7 +37,7 @@ def attach_second_pass(
     statistics kept, and each loss's backward started from the gradient that the first one received, so that what the
     loop divides or scales its loss by holds. The update is, bit for bit on a CPU, that of ``optimizer.perturbed()`` by
     hand, but for the order of additions where several calls share a backward. Where the coming step does not perturb,
-    nothing is remembered.
+    nothing is remembered. A closure that ``step`` is given runs both passes itself.
 
     What the loop does to gradients between backward and step, such as clipping, acts on the first pass's gradient g. A
     loss that is a function of the criterion's, such as its square, is repeated with the first pass's slope. What does
@@ -59,7 +59,8 @@ def attach_second_pass(
         optimizer: An :class:`RTSPUGD`, or what wraps one (accelerate, timm's Lookahead).
         model: The module that the loop calls, wrapped as it is (DistributedDataParallel, ``torch.compile``).
         criterion: The module that makes the loss of the model's output; None where the output has a ``loss``.
-        total_steps: Updates of the whole run; None leaves the optimizer's own.
+        total_steps: Updates of the whole run; None leaves the optimizer's own. Where that is None too, schedules stand
+            and a switch at a share of the run never fires.
 
     Returns:
         What was attached; its ``detach()`` undoes it.
@@ -68,7 +69,8 @@ def attach_second_pass(
         ValueError: If there is no RTSPUGD in ``optimizer``, or something is attached to it already.
         TypeError: If ``model`` or ``criterion`` is not a module.
         RuntimeError: From the loop, where its loss cannot be repeated: one that is no function of the criterion's
-            inputs, or a backward with ``create_graph=True``.
+            inputs, a backward with ``create_graph=True``, an output without a loss, a ``step()`` in eval mode, or a
+            gradient that no call of ``model`` led to.
     """
     rts = unwrap_optimizer(optimizer)
     if rts is None:

@@ -398,7 +398,8 @@ class RTSPUGD(TimedOptimizer):
             self._warn_once(
                 "step() found no second gradient, so it takes the step on the first gradient alone. Call "
                 "rts_hf.attach_second_pass(optimizer, model, criterion) once after both are made, or run the second "
-                "pass inside `with optimizer.perturbed():`, or pass a closure; transformers users take RTSTrainer."
+                "pass inside `with optimizer.perturbed():`, or pass a closure. In transformers use RTSTrainer; a "
+                "subclass of it calls super().training_step."
             )
         if not METHODS[self.method].unit_gradient:
             self.base_optimizer.step()

@@ -150,7 +150,8 @@ class RTSTrainingArguments(TrainingArguments):
 
     What both have has the same default, but for ``learning_rate`` (None: one for the kind of optimizer) and
     ``max_grad_norm`` (0); on a CPU no memory is pinned. A setting of RTS-PUGD that is None stays at the optimizer's own
-    default. The training command has defaults of its own: :class:`rts_hf.CommandArguments`.
+    default. The training command has defaults of its own: :class:`rts_hf.CommandArguments`. ``recipe``, ``overwrite``,
+    ``early_stopping_patience``, ``measure_sharpness`` and ``draw_figures`` act there and in :func:`rts_hf.train` alone.
 
     Raises:
         ValueError: For an unknown optimizer, settings it does not take or refuses, or arguments that contradict each

@@ -58,6 +58,9 @@ class RTSTrainer(ResumableTrainer):
     a model that has some needs ``same_dropout=False``. A loss of one's own is to be a mean, or a sum divided by the
     ``num_items_in_batch`` that it is given, which in the second pass counts those images.
 
+    A subclass may override ``compute_loss``, which then runs twice a micro-batch where the update perturbs. An override
+    of ``training_step`` calls this one, and ``create_optimizer`` makes what ``args.opt`` names.
+
     An update whose gradient is NaN or infinite is skipped: weights, momentum, schedules and BatchNorm statistics stay
     as they were. ``args.max_skipped_updates`` of them in a row end the training with a :class:`TrainingFault`.
 
