@@ -28,8 +28,10 @@ def test_readme_is_made_of_the_record(tmp_path: Path) -> None:
     assert {path.name for path in paths} == {"README.md", "scaling.png", "scaling.svg"}
     kept = json.loads(RECORD.read_text(encoding="utf-8"))
     names = {each["name"] for each in kept["figures"]}
-    without = {"optimizer", "scaling", "profile", "variants"}  # which are not a figure with a target each
-    assert names == {"optimizer_over_sam", "optimizer_over_streaming", *MEASURES} - without
+    without = {"optimizer", "host", "scaling", "profile", "variants"}  # which are not a figure with a target each
+    several = {"optimizer_over_sam", "optimizer_over_streaming", "host_over_sam", "host_over_sgd"}
+    several |= {"trainer_sgd", "trainer_perturbed"}
+    assert names == {*several, *MEASURES} - without
     assert {"scaling", "profile", "updates", "processes"} <= set(kept)
 
 
