@@ -367,6 +367,8 @@ def measure_run_sharpness(
     count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
     if seconds is not None or tell is not None:
         image_seconds = _seconds_of_an_image(model, train, min(total, LEAST_IMAGES), device)
+        if seconds is None or 20 * IMAGES * image_seconds < seconds:  # of many images each takes less
+            image_seconds = _seconds_of_an_image(model, train, count, device)
         if seconds is not None:
             count, iterations = _affordable(total, seconds / image_seconds)
         least = _gradients(max(count, min(total, LEAST_IMAGES)), iterations or LEAST_ITERATIONS) * image_seconds
