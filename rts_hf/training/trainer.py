@@ -380,7 +380,8 @@ class RTSTrainer(ResumableTrainer):
         kind = "mean" if num_items_in_batch is None else "sum"
         smoothing = self.args.label_smoothing_factor if self.model is not None and self.model.training else 0.0
         labels = classes_of(labels)
-        self.loss_is_scaled_for_ga = num_items_in_batch is not None
+        if self._owns_loss:  # else a subclass says how its own is scaled
+            self.loss_is_scaled_for_ga = num_items_in_batch is not None
         loss = cross_entropy(outputs["logits"].float(), labels, reduction=kind, label_smoothing=smoothing)
         return loss if num_items_in_batch is None else loss / num_items_in_batch
 

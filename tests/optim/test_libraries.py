@@ -89,7 +89,7 @@ def test_transformers_trainer(tmp_path: Path, is_attached: bool) -> None:
 def test_lightning_whose_closure_needs_nothing() -> None:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lightning = pytest.importorskip("lightning.pytorch")
+        import lightning.pytorch as lightning
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]

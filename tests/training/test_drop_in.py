@@ -200,7 +200,7 @@ def test_this_packages_own_data_stay_whole_batches(tmp_path: Path) -> None:
 
 
 def test_low_rank_adapters_train_resume_and_predict_as_with_the_trainer(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft  # here: with it transformers takes a second more to import
 
     def make() -> Any:
         config = peft.LoraConfig(r=2, target_modules="all-linear", modules_to_save=["classifier"])
