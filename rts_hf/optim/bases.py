@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Container, Mapping
@@ -9,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 import timm.optim
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,7 +35,7 @@ _OF_A_MODEL = frozenset(
 )
 
 
-def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) -> Optimizer:
+def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any], *, capturable: bool = False) -> Optimizer:
     """Create the optimizer that takes the actual steps.
 
     Args:
@@ -41,6 +43,7 @@ def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) ->
         base: A name timm knows.
         lr: Learning rate; None takes the optimizer's default.
         base_kwargs: Further arguments, as :func:`timm.optim.create_optimizer_v2` takes them.
+        capturable: Whether its step is to fit into a CUDA graph.
 
     Raises:
         ValueError: For a name timm does not know, an optimizer that cannot take a gradient made by another, arguments
@@ -70,6 +73,15 @@ def create_base(params: Any, base: str, lr: Any, base_kwargs: dict[str, Any]) ->
             f"{in_vain[0]}={base_kwargs[in_vain[0]]!r} makes groups of a model, and params are made already; leave it "
             "out, or give the model to timm.optim.create_optimizer_v2(model, opt='rts_pugd', ...)."
         )
+    if capturable:
+        if isinstance(info.opt_class, type) and "capturable" in inspect.signature(info.opt_class).parameters:
+            base_kwargs = {**base_kwargs, "capturable": True}
+        elif info.opt_class is torch.optim.SGD:  # fused, it reads a learning rate on the device
+            base_kwargs = {"fused": True, **base_kwargs}
+        else:
+            raise ValueError(
+                f"capturable=True: base={base!r} has no such argument; choose one that has it, as adamw, or sgd."
+            )
     try:
         optimizer = timm.optim.create_optimizer_v2(params, opt=base, lr=lr, **base_kwargs)
     except TypeError as error:

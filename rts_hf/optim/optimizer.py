@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rts_hf.optim import capture
 from rts_hf.optim.bases import check_group, check_tensors, create_base
 from rts_hf.optim.parallelism import check_parameters
 from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, probe, save_and_measure
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
-from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run_scaled, take_unit_step
+from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run_scaled, step_base, take_unit_step
 
 
 class RTSPUGD(TimedOptimizer):
@@ -64,6 +65,11 @@ class RTSPUGD(TimedOptimizer):
         total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
+        capturable: Keep position and schedules on the device too, so that both halves of an update can be captured in a
+            CUDA graph after some eager ones, and ``torch.compile(optimizer.step)`` makes one graph. Capture after the
+            switch, with one update of each kind in the graph where ``perturb_every`` is not 1. A changing ``lr`` is
+            then a tensor on the device, as for torch's own optimizers. Whatever tells the position afterwards
+            (:meth:`stats`, :meth:`state_dict`, :attr:`phase`) waits for the device.
         **base_kwargs: Arguments of the base optimizer, as :func:`timm.optim.create_optimizer_v2` takes them
             (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``fused``, ...). ``fused=None`` lets
             torch's SGD take the unit steps by its fused kernel, which divides by the norm itself and leaves out a step
@@ -83,6 +89,8 @@ class RTSPUGD(TimedOptimizer):
         "rts_perturb_every": Legal(1),
     }
     attached: Any = None  # what attach_second_pass returned; not saved
+    capturable = False
+    _has_graph = False
 
     def __init__(
         self,
@@ -100,6 +108,7 @@ class RTSPUGD(TimedOptimizer):
         switch: str | PhaseSwitch | None = "fixed",
         total_steps: int | None = None,
         perturb_every: int = 1,
+        capturable: bool = False,
         **base_kwargs: Any,
     ) -> None:
         if method not in METHODS:
@@ -110,9 +119,10 @@ class RTSPUGD(TimedOptimizer):
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
         Legal(1).check("perturb_every", perturb_every)
+        self.capturable = capturable
         self._forget_transient()
         super().__init__(
-            create_base(params, base, lr, base_kwargs),
+            create_base(params, base, lr, base_kwargs, capturable=capturable),
             ready_switch,
             total_steps,
             {
@@ -149,8 +159,10 @@ class RTSPUGD(TimedOptimizer):
         self._coming_norms: tuple[Tensor | float, Tensor | float] | None = None  # those of a step that is under way
         self._probe_norm: Tensor | float | None = None  # that of a share of g* + α_s·g, once there is a g*
         self._rescaled: tuple[Tensor | float, Tensor | float] = 1.0, 1.0  # that norm before and at the last step
-        self._alphas = (0.0, 0.0)
+        self._alphas: tuple[Tensor | float, Tensor | float] = 0.0, 0.0
         self._unusable: Tensor | int = 0
+        self._position: capture.DevicePosition | None = None  # where it is capturable, from the first update on
+        self._has_graph = False
         self._is_perturbed = False
         self._closure_clears = False
 
@@ -161,6 +173,9 @@ class RTSPUGD(TimedOptimizer):
             f"radius={self.radius_schedule}, scale={self.scale_schedule}, switch={self.switch!r}, "
             f"fused={is_fused(self.base_optimizer)}, phase={self.phase!r}, step={step})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "capturable": self.capturable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -221,13 +236,13 @@ class RTSPUGD(TimedOptimizer):
         return {
             "step": lead["rts_step"],
             "phase": 0 if lead["rts_switched_at"] < 0 else 1,
-            "alpha_r": self._alphas[0],
-            "alpha_s": self._alphas[1],
+            "alpha_r": float(self._alphas[0]),
+            "alpha_s": float(self._alphas[1]),
             "gradient_norm": float(gradient_norm) * factor,
             "epsilon_norm": float(epsilon_norm),
             "switch_step": lead["rts_switched_at"],
             "gradient_evaluations": lead["rts_gradient_evaluations"],
-            "unusable_gradients": int(self._unusable),
+            "unusable_gradients": self._unusable_gradients(),
         }
 
     # ---- The two passes ----
@@ -261,8 +276,8 @@ class RTSPUGD(TimedOptimizer):
                 "accumulation, run the first pass over all micro-batches of the update, then the second over them all "
                 "in one perturbed(); where step() was left out, call the optimizer's zero_grad()."
             )
-        self._alphas = self._alphas_now()
         params, grads = self._params_and_gradients()
+        self._alphas = self._alphas_now(params)
         saved = self._buffers_like(params)
         self._coming_norms = 0.0, 0.0
         self._is_perturbed = True
@@ -322,16 +337,22 @@ class RTSPUGD(TimedOptimizer):
             return loss
         self._warn_if_progress_is_unknown()
         norm = global_norm(grads)
+        position = self._device_position(params)
         evaluations = 1 if self._probe_norm is None else 2
         if self._probe_norm is None or self._coming_norms is None:
-            self._alphas = self._alphas_now()
+            self._alphas = self._alphas_now(params)
             self._norms, self._rescaled = (norm, 0.0), (1.0, 1.0)
         else:
             self._norms, self._rescaled = self._coming_norms, (self._probe_norm, global_norm([probe(grads)]))
+        unusable: Tensor | int = 0
         if self.phase == "pugd":
-            self._step_after_switch(params, grads, norm)
+            unusable = self._step_after_switch(params, grads, norm)
         else:
-            self.base_optimizer.step()
+            step_base(self.base_optimizer)
+        if position is None:
+            self._unusable = unusable + self._unusable
+        else:
+            position.advance(evaluations, unusable)
         self._finish_step(evaluations, norm if self.phase == "sgd" else None)
         self._coming_norms = self._probe_norm = None
         if self.attached is not None:
@@ -392,9 +413,13 @@ class RTSPUGD(TimedOptimizer):
                     if param.grad is None:
                         param.grad = grad
 
-    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
-        """Hand the gradient, divided by its norm where the method wants that, to the base optimizer."""
-        if self.perturbing and self._probe_norm is None and any(group["lr"] for group in self.param_groups):
+    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> Tensor | int:
+        """Hand the gradient, divided by its norm where the method wants that, to the base optimizer.
+
+        Returns:
+            Whether its norm is unusable.
+        """
+        if self.perturbing and self._probe_norm is None and self._moves():
             self._warn_once(
                 "step() found no second gradient, so it takes the step on the first gradient alone. Call "
                 "rts_hf.attach_second_pass(optimizer, model, criterion) once after both are made, or run the second "
@@ -402,10 +427,16 @@ class RTSPUGD(TimedOptimizer):
                 "subclass of it calls super().training_step."
             )
         if not METHODS[self.method].unit_gradient:
-            self.base_optimizer.step()
-            return
-        unusable = take_unit_step(self.base_optimizer, params, grads, norm, lambda: self._buffers_like(params))
-        self._unusable = unusable + self._unusable
+            step_base(self.base_optimizer)
+            return 0
+        return take_unit_step(self.base_optimizer, params, grads, norm, lambda: self._buffers_like(params))
+
+    def _moves(self) -> bool:
+        """Return whether some learning rate is not zero, or on a device, which would have to be waited for."""
+        rates = [group["lr"] for group in self.param_groups]
+        return (
+            capture.is_taken_over() or any(isinstance(rate, Tensor) and not rate.is_cpu for rate in rates) or any(rates)
+        )
 
     def has_no_gradients(self) -> bool:
         """Return whether no parameter has a gradient, or on a CPU, where it costs no wait, only zeros."""
@@ -437,18 +468,52 @@ class RTSPUGD(TimedOptimizer):
         strategy = name_at(lead[f"rts_{name}"], STRATEGIES) or ""
         return AlphaSchedule(strategy, lead[f"rts_{name}_beta_min"], lead[f"rts_{name}_beta_max"])
 
-    def _alphas_now(self) -> tuple[float, float]:
-        progress = progress_at(self._lead["rts_step"], self.total_steps)
+    def _alphas_now(self, params: list[Tensor]) -> tuple[Tensor | float, Tensor | float]:
+        position = self._device_position(params)
+        return self._alphas_at(self._lead["rts_step"]) if position is None else position.alphas()
+
+    def _alphas_at(self, step: int) -> tuple[float, float]:
+        progress = progress_at(step, self.total_steps)
         return self.radius_schedule(progress), self.scale_schedule(progress)
+
+    def _device_position(self, params: list[Tensor]) -> capture.DevicePosition | None:
+        """Return where the run stands on the device, made anew where it is not what the groups say; None if not asked.
+
+        Raises:
+            RuntimeError: If a graph is captured before it can be.
+        """
+        is_capturing = capture.is_capturing()
+        if is_capturing and (not self.capturable or self._position is None or self.phase == "sgd"):
+            raise RuntimeError(
+                f"a CUDA graph is captured with capturable={self.capturable}, phase={self.phase!r} and "
+                f"step={self._lead['rts_step']}: construct RTSPUGD with capturable=True, and capture after the switch "
+                "and after at least one update that was not captured."
+            )
+        if not self.capturable or not params:
+            return None
+        self._has_graph |= is_capturing
+        lead = self._lead
+        schedules = [lead[key] for key in lead if key.startswith(("rts_radius", "rts_scale", "rts_total_steps"))]
+        if self._position is None or not (is_capturing or self._position.stands_at(lead["rts_step"], schedules)):
+            done = [lead["rts_step"], lead["rts_gradient_evaluations"], self._unusable_gradients()]
+            alphas = [self._alphas_at(step) for step in range(self.total_steps or 1)]
+            self._position = capture.DevicePosition(done, alphas, schedules, params[0])
+        return self._position
+
+    def _unusable_gradients(self) -> int:
+        return int(self._unusable) if self._position is None else self._position.read()[2]
+
+    def _catch_up(self) -> None:
+        if self._has_graph and self._position is not None and not capture.is_capturing():
+            steps, evaluations, _ = self._position.read()
+            self._position.step = steps
+            self._set(rts_step=steps, rts_gradient_evaluations=evaluations)
 
     # ---- Warnings ----
 
     def _is_state_initialization(self, grads: list[Tensor]) -> bool:
         """Whether this is torch.distributed.checkpoint creating state: every lr and every gradient is zero."""
-        rates = [group["lr"] for group in self.param_groups]
-        if not grads or any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
-            return False
-        return not any(rates) and not global_norm(grads)
+        return bool(grads) and not self._moves() and not global_norm(grads)
 
     def _warn_if_progress_is_unknown(self) -> None:
         waits = self._lead.get("rts_switch_at", 0)

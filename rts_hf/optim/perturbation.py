@@ -151,8 +151,8 @@ def perturb_(
     grads: list[Tensor],
     saved: list[Tensor],
     divisor: Tensor | None,
-    radius: float,
-    scale: float,
+    radius: Tensor | float,
+    scale: Tensor | float,
     method: TwoPassMethod,
 ) -> Tensor:
     """Move ``params`` from w to w + ε, multiply ``grads`` by α_s, both in place, and return ‖ε‖ as a scalar tensor.
@@ -166,14 +166,13 @@ def perturb_(
         grads: Their gradients g, at any common scale: ε does not depend on it.
         saved: A copy of w.
         divisor: The norm that ε is divided by, as :func:`save_and_measure` returned it.
-        radius: α_r ≥ 0.
-        scale: α_s ≥ 0.
+        radius: α_r ≥ 0, a number or a scalar tensor.
+        scale: α_s ≥ 0, likewise.
         method: How ε is built.
     """
     if not _goes_by_parts(params):
         epsilon_norm = _perturb_whole_(params, grads, saved, divisor, radius, method)
-        if scale != 1:
-            torch._foreach_mul_(grads, scale)
+        _scale_(grads, scale)
         return epsilon_norm
     if divisor is None:
         raise ValueError("divisor is None, but save_and_measure returns one for these params; pass that.")
@@ -186,8 +185,7 @@ def perturb_(
             torch._foreach_addcmul_(weights, magnitudes, gradients, factors.expand(len(weights)).contiguous())
         else:
             epsilon_norms += _add_epsilon(weights, gradients, factor, method)
-        if scale != 1:
-            torch._foreach_mul_(gradients, scale)
+        _scale_(gradients, scale)
     return _total(epsilon_norms) if epsilon_norms else factor * divisor
 
 
@@ -210,7 +208,7 @@ def _perturb_whole_(
     grads: list[Tensor],
     saved: list[Tensor],
     divisor: Tensor | None,
-    radius: float,
+    radius: Tensor | float,
     method: TwoPassMethod,
 ) -> Tensor:
     """Move ``params`` to w + ε, with no other working memory than themselves, and return ‖ε‖."""
@@ -231,7 +229,12 @@ def _perturb_whole_(
     return epsilon_norm
 
 
-def _factor(radius: float, divisor: Tensor) -> Tensor:
+def _scale_(tensors: list[Tensor], factor: Tensor | float) -> None:
+    if isinstance(factor, Tensor) or factor != 1:
+        torch._foreach_mul_(tensors, factor)
+
+
+def _factor(radius: Tensor | float, divisor: Tensor) -> Tensor:
     return divisor.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0) * radius
 
 

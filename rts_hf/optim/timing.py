@@ -197,7 +197,11 @@ class TimedOptimizer(Optimizer):
     @property
     def _lead(self) -> dict[str, Any]:
         """The group that is read; all hold the same entries, but a sharded load can skip a group without parameters."""
+        self._catch_up()
         return _leading(self.param_groups)
+
+    def _catch_up(self) -> None:
+        """Bring the groups' entries up to what a captured graph has done, where there is one."""
 
     def _set(self, **entries: Any) -> None:
         numbers = _numbers(self.switch.window, **entries)

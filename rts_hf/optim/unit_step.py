@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -37,19 +38,20 @@ def take_unit_step(
         norm: The gradients' global norm, a scalar tensor.
         buffers: Returns tensors like ``params`` to work in; their contents are lost.
     """
-    if divides(base, params, grads, norm):
+    if not torch.compiler.is_compiling() and divides(base, params, grads, norm):
         unusable = is_unusable(norm)
         base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
         base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
-        told = [group["fused"] for group in base.param_groups]
         try:
-            for group in base.param_groups:
-                group["fused"] = True
-            base.step()
+            step_base(base, fused=True)
         finally:
             del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
-            for group, fused in zip(base.param_groups, told, strict=True):
-                group["fused"] = fused
+        return unusable
+    if torch.compiler.is_compiling():  # which looks into neither fused kernels nor a changed param.grad
+        unusable = is_unusable(norm)
+        for grad, unit in zip(grads, torch._foreach_div(grads, norm), strict=True):
+            grad.copy_(unit.masked_fill(unusable, 0.0))
+        step_base(base)
         return unusable
     units = buffers()
     if [param.dtype for param in params] != [grad.dtype for grad in grads]:
@@ -58,11 +60,34 @@ def take_unit_step(
     try:
         for param, unit in zip(params, units, strict=True):
             param.grad = unit
-        base.step()
+        step_base(base)
     finally:
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
     return unusable
+
+
+def step_base(base: Optimizer, *, fused: bool | None = None) -> None:
+    """Let ``base`` take its step.
+
+    Args:
+        base: The optimizer.
+        fused: Whether by its fused kernel; None: as it was told. Before a compiler, which cannot look into such
+            kernels, it steps without, and without the wrappers that torch puts around a step, which break the graph:
+            what they do, the caller's own have done.
+    """
+    is_compiling = torch.compiler.is_compiling()
+    told = [group.get("fused") for group in base.param_groups]
+    wanted = False if is_compiling else fused
+    try:
+        for group, told_one in zip(base.param_groups, told, strict=True):
+            if wanted is not None and told_one != wanted and "fused" in group:
+                group["fused"] = wanted
+        inspect.unwrap(type(base).step)(base) if is_compiling else base.step()
+    finally:
+        for group, told_one in zip(base.param_groups, told, strict=True):
+            if "fused" in group:
+                group["fused"] = told_one
 
 
 def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> bool:

@@ -174,3 +174,40 @@ def test_a_compiled_model_trains_the_same() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert distance(nets[1], nets[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_a_cuda_graph_of_an_update_goes_on_with_schedules_and_rate(base: str) -> None:
+    nets = make_net().cuda(), make_net().cuda()
+    x, y = batch(0)
+    rates = torch.tensor(0.05, device="cuda"), torch.tensor(0.05, device="cuda")
+    plain, captured = (
+        RTSPUGD(net.parameters(), rate, base=base, switch_at=2, total_steps=20, capturable=True)
+        for net, rate in zip(nets, rates, strict=True)
+    )
+
+    def update(net: nn.Module, optimizer: RTSPUGD) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        cross_entropy(net(x), y).backward()
+        if optimizer.perturbing:
+            with optimizer.perturbed():
+                cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    aside = torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        for _ in range(5):
+            update(nets[1], captured)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update(nets[1], captured)
+    for step in range(20):
+        for rate in rates:
+            rate.fill_(0.05 / (step + 1) if step >= 5 else 0.05)
+        update(nets[0], plain)
+        if step >= 5:
+            graph.replay()
+    assert captured.stats() == pytest.approx(plain.stats(), rel=1e-4)
+    assert captured.stats()["step"] == 20
+    assert distance(*nets) <= 1e-5
