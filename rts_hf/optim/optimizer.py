@@ -18,6 +18,8 @@ from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
 from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run_scaled, step_base, take_unit_step
 
+_KERNEL_DEVICES = {"cuda"}
+
 
 class RTSPUGD(TimedOptimizer):
     """Radius-Timing-Scale on Perturbated Unit Gradient Descent, around any optimizer timm knows.
@@ -163,6 +165,7 @@ class RTSPUGD(TimedOptimizer):
         self._unusable: Tensor | int = 0
         self._position: capture.DevicePosition | None = None  # where it is capturable, from the first update on
         self._has_graph = False
+        self._lists: Any = None  # of addresses, for Triton's kernels
         self._is_perturbed = False
         self._closure_clears = False
 
@@ -284,10 +287,18 @@ class RTSPUGD(TimedOptimizer):
         try:
             with torch.no_grad():
                 method = METHODS[self.method]
-                norm, divisor = save_and_measure(params, grads, saved, method) if params else (0.0, None)
+                self._lists = self._kernels_lists(params, grads, saved)
+                norm: Tensor | float = 0.0
+                divisor: Tensor | None = None
+                if self._lists is not None:
+                    norm, divisor = self._lists.save_and_measure(method)
+                elif params:
+                    norm, divisor = save_and_measure(params, grads, saved, method)
             try:
                 with torch.no_grad():
-                    if params:
+                    if self._lists is not None:
+                        self._coming_norms = norm, self._lists.perturb_(divisor, *self._alphas, method)
+                    elif params:
                         self._coming_norms = norm, perturb_(params, grads, saved, divisor, *self._alphas, method)
                 torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
                 yield params, grads
@@ -460,6 +471,16 @@ class RTSPUGD(TimedOptimizer):
         if forms != self._forms_of_buffers:
             self._buffers, self._forms_of_buffers = [torch.empty_like(param) for param in params], forms
         return self._buffers
+
+    def _kernels_lists(self, params: list[Tensor], grads: list[Tensor], saved: list[Tensor]) -> Any:
+        """Return the lists as Triton's kernels see them, or None where torch's multi-tensor operations are to do."""
+        if not params or params[0].device.type not in _KERNEL_DEVICES:
+            return None
+        try:
+            from rts_hf.optim.kernels import lists_for
+        except ImportError:  # torch for a CPU, and for Windows, comes without Triton
+            return None
+        return lists_for(params, grads, saved, self._lists)
 
     # ---- Schedules and switch ----
 

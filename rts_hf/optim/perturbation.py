@@ -176,7 +176,7 @@ def perturb_(
         return epsilon_norm
     if divisor is None:
         raise ValueError("divisor is None, but save_and_measure returns one for these params; pass that.")
-    factor = _factor(radius, divisor)
+    factor = quotient(radius, divisor)
     factors = factor.reshape(1)
     epsilon_norms = list[Tensor]()
     for weights, gradients in _parts(params, grads):
@@ -222,7 +222,7 @@ def _perturb_whole_(
         divisor = global_norm(params)  # for |w|² this is w⊙g, which has the norm of |w|⊙g
     if method.weight_power == 2:
         torch._foreach_mul_(params, saved)
-    factor = _factor(radius, divisor)
+    factor = quotient(radius, divisor)
     torch._foreach_mul_(params, factor)
     epsilon_norm = factor * divisor if method.weight_power == method.norm_power else global_norm(params)
     torch._foreach_add_(params, saved)
@@ -234,7 +234,8 @@ def _scale_(tensors: list[Tensor], factor: Tensor | float) -> None:
         torch._foreach_mul_(tensors, factor)
 
 
-def _factor(radius: Tensor | float, divisor: Tensor) -> Tensor:
+def quotient(radius: Tensor | float, divisor: Tensor) -> Tensor:
+    """Return α_r over the norm that ε is divided by, as a scalar tensor: 0 where that is zero."""
     return divisor.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0) * radius
 
 

@@ -186,11 +186,14 @@ def host_time(*, repeats: int = 61, tensors: int = 161) -> list[Figure]:
     ]
 
 
-def dispatched_operations() -> Figure:
-    """Count the operations that the optimizer part of a perturbed update asks torch for, profiler's marks left out."""
-    counts = {}
+def dispatched_operations(device: str = "cpu") -> list[Figure]:
+    """Count the operations that the optimizer part of a perturbed update asks torch for, profiler's marks left out.
+
+    On a CUDA device it counts the kernels that are launched, too.
+    """
+    counts: dict[str, dict[str, int]] = {}
     for name in ("resnet18", "resnet50"):
-        params = params_with_gradients(timm.create_model(name))
+        params = params_with_gradients(timm.create_model(name).to(device))
         optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **SETTINGS)
         for _ in range(2):  # the first step of a base makes its state
             with _Operations() as seen:
@@ -198,7 +201,15 @@ def dispatched_operations() -> Figure:
                     pass
                 optimizer.step()
         counts[name] = {"tensors": len(params), "operations": len(seen.names)}
-    return Figure(
+        if device == "cuda":
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                with optimizer.perturbed():
+                    pass
+                optimizer.step()
+                torch.cuda.synchronize()
+            kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+            counts[name]["launches"] = len(kernels)
+    operations = Figure(
         "operations",
         f"dispatched operations of it on ResNet-50 ({counts['resnet50']['tensors']} tensors)",
         counts["resnet50"]["operations"],
@@ -207,6 +218,62 @@ def dispatched_operations() -> Figure:
         "more than 33.5 M elements in parts",
         details=counts,
     )
+    if device != "cuda":
+        return [operations]
+    small, large = counts["resnet18"], counts["resnet50"]
+    launches = Figure(
+        "launches",
+        f"kernels and copies on the device of it on ResNet-18 ({small['tensors']} tensors)",
+        small["launches"],
+        30,
+        note=f"{large['launches']} on ResNet-50's {large['tensors']}",
+        details=counts,
+    )
+    return [operations, launches]
+
+
+def captured_update(device: str = "cpu", *, repeats: int = 21, batch: int = 64) -> list[Figure]:
+    """Time a perturbed update as a CUDA graph, with and without the optimizer's part; elsewhere there is none."""
+    if device != "cuda":
+        return []
+    model, x, y = _small_resnet(device, batch, "resnet_micro_small")
+    settings = {**SETTINGS, "lr": torch.tensor(SETTINGS["lr"], device=device)}
+    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, capturable=True, **settings)
+
+    def passes() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        for _ in range(2):
+            cross_entropy(model(x), y).backward()
+
+    def update() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        cross_entropy(model(x), y).backward()
+        with optimizer.perturbed(), keep_buffers(model):
+            cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    graphs = {}
+    for name, call in (("update", update), ("passes", passes)):
+        aside = torch.cuda.Stream()
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(aside)
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name]):
+            call()
+    sides = {"eager update": update, **{name: graph.replay for name, graph in graphs.items()}}
+    seconds = interleaved(sides, repeats=repeats)
+    return [
+        Figure(
+            "captured",
+            f"perturbed update ÷ two forward-backward passes, both CUDA graphs (`resnet_micro_small`, batch {batch})",
+            ratio(seconds, "update", "passes"),
+            1.1,
+            note=f"{ratio(seconds, 'eager update', 'update'):.2f} times as fast as the update without a graph",
+            details=medians(seconds),
+        )
+    ]
 
 
 def extra_memory(device: str = "cpu") -> Figure:

@@ -34,7 +34,8 @@ MEASURES: Mapping[str, Callable[[str], list[Figure]]] = MappingProxyType(
         "before_switch": lambda device: [benchmark_optimizer.update_before_switch(device)],
         "optimizer": benchmark_optimizer.optimizer_part,
         "host": lambda device: benchmark_optimizer.host_time(),
-        "operations": lambda device: [benchmark_optimizer.dispatched_operations()],
+        "operations": benchmark_optimizer.dispatched_operations,
+        "captured": benchmark_optimizer.captured_update,
         "memory": lambda device: [benchmark_optimizer.extra_memory(device)],
         "synchronizations": lambda device: [benchmark_optimizer.synchronizations(device)],
         "trainer": lambda device: [

@@ -211,3 +211,17 @@ def test_a_cuda_graph_of_an_update_goes_on_with_schedules_and_rate(base: str) ->
     assert captured.stats() == pytest.approx(plain.stats(), rel=1e-4)
     assert captured.stats()["step"] == 20
     assert distance(*nets) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["pugd", "sam", "asam"])
+def test_tritons_kernels_perturb_as_torchs_operations_do(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, norms = (make_net().cuda(), make_net().cuda()), []
+    for net, devices in zip(nets, ({"cuda"}, set()), strict=True):
+        monkeypatch.setattr("rts_hf.optim.optimizer._KERNEL_DEVICES", devices)
+        optimizer = RTSPUGD(net.parameters(), method=method, **ALWAYS)
+        for update in range(3):
+            update_once(net, optimizer, *batch(update))
+        assert (optimizer._lists is not None) == bool(devices)
+        norms.append(optimizer.stats()["epsilon_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert distance(*nets) <= 1e-5
