@@ -97,19 +97,22 @@ def make(name: str, **more: Any) -> Loop:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_replayed_updates_are_those_of_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, captured = make(name), make(name, capturable=True)
-    for _ in range(UPDATES):
+    for _ in range(UPDATES + 2):  # beyond the end, where the schedules stay at their last values
         plain.update()
-    for _ in range(4):
+    captured.update()
+    position = captured.optimizer._position
+    for _ in range(3):
         captured.update()
+    assert captured.optimizer._position is position  # to make it anew waits for the device
     graph, together = Recording(), 2 if name == "every second" else 1
     with graph.capture(monkeypatch):
         for _ in range(together):
             captured.update()
-    for _ in range((UPDATES - 4) // together - 1):
+    for _ in range((UPDATES - 2) // together - 1):
         graph.replay()
     assert torch.equal(captured.weights(), plain.weights())
     assert captured.optimizer.stats() == plain.optimizer.stats()
-    assert captured.optimizer.state_dict()["param_groups"][0]["rts_step"] == UPDATES
+    assert captured.optimizer.state_dict()["param_groups"][0]["rts_step"] == UPDATES + 2
 
 
 def test_the_host_goes_on_where_a_graph_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +122,11 @@ def test_the_host_goes_on_where_a_graph_has_stopped(monkeypatch: pytest.MonkeyPa
     with graph.capture(monkeypatch):
         captured.update()
     graph.replay()
+    position = captured.optimizer._position
     for loop, updates in ((captured, 3), (plain, 8)):
         for _ in range(updates):
             loop.update()
+    assert captured.optimizer._position is position
     captured.optimizer.total_steps = plain.optimizer.total_steps = 2 * UPDATES
     captured.update()
     plain.update()
@@ -189,5 +194,10 @@ def test_a_compiled_step_is_one_graph(name: str) -> None:
         compiled.update(step if update >= 4 else None)
     assert (compiled.weights() - plain.weights()).norm() <= 1e-5 * plain.weights().norm()
     assert compiled.optimizer.stats()["step"] == UPDATES
+    compiled.batch[1].fill_(torch.nan)
+    compiled.update(step)
+    if name != "sam":
+        assert torch.isfinite(compiled.weights()).all()
+        assert compiled.optimizer.stats()["unusable_gradients"] == 1
     # the second time, numbers that have changed become variables of the graph
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs <= 2

@@ -25,7 +25,7 @@ launch = Lists._launch
 Lists._launch = lambda self, kernel, *rest, **constants: (
     launches.append(kernel.__name__), launch(self, kernel, *rest, **constants))
 
-def train(devices, method, dtype=torch.float32, **settings):
+def train(devices, method, dtype=torch.float32, relay=False, **settings):
     module._KERNEL_DEVICES = devices
     torch.manual_seed(0)
     # a tensor of several chunks whose end is no whole block, one without gaps in another order, a scalar
@@ -37,6 +37,8 @@ def train(devices, method, dtype=torch.float32, **settings):
     for step in range(3):
         x = torch.randn(4, 3, 5, 5, dtype=dtype)
         net(x).square().mean().backward()
+        if relay:  # the first gradient in another order than its weights
+            net[0].weight.grad = net[0].weight.grad.contiguous()
         before = [param.detach().clone() for param in net.parameters()]
         with optimizer.perturbed():
             if step == 1:
@@ -58,9 +60,10 @@ for method in ("pugd", "sam", "asam"):
         launches.clear()
         assert_close(train({"cpu"}, method, **settings), train(set(), method, **settings))
         assert launches == ["_save_and_measure", "_perturb"] * 3, launches
-launches.clear()
-assert_close(train({"cpu"}, "pugd", torch.float64), train(set(), "pugd", torch.float64))
-assert not launches  # they are for float32 alone
+launches.clear()  # the kernels are for float32 alone, and walk through memory
+for settings in ({"dtype": torch.float64}, {"relay": True}):
+    assert_close(train({"cpu"}, "pugd", **settings), train(set(), "pugd", **settings))
+    assert not launches
 """
 
 
