@@ -150,7 +150,8 @@ class Lists:
 
     def _launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         lists = (self._table, len(self.sizes), self._sizes, self._owners, self._starts)
-        kernel[(len(self._owners),)](*lists, *arguments, CHUNK=_CHUNK, BLOCK=_BLOCK, **constants)
+        with torch.cuda.device_of(self._table):  # Triton launches on the current device
+            kernel[(len(self._owners),)](*lists, *arguments, CHUNK=_CHUNK, BLOCK=_BLOCK, **constants)
 
 
 def lists_for(params: list[Tensor], grads: list[Tensor], saved: list[Tensor], last: Lists | None) -> Lists | None:
