@@ -45,6 +45,7 @@ MEASURES: Mapping[str, Callable[[str], list[Figure]]] = MappingProxyType(
         "pipeline": lambda device: [benchmark_training.input_pipeline()],
         "data_share": lambda device: [benchmark_training.data_share(device)],
         "start": lambda device: [benchmark_training.start()],
+        "closing": lambda device: [benchmark_training.closing()],
         "all_reduce": _processes,
         "scaling": lambda device: [],
         "profile": lambda device: [],

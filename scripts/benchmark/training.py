@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -25,7 +27,11 @@ from rts_hf.data.loading import DataBundle, load_data
 from rts_hf.models.classifiers import build_model
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.second_pass import keep_buffers
+from rts_hf.runs import run as run_module
+from rts_hf.runs import stages
 from rts_hf.runs.arguments import CommandArguments
+from rts_hf.runs.run import train
+from rts_hf.training.arguments import DataArguments, ModelArguments
 from rts_hf.training.trainer import RTSTrainer
 
 _JOBS = {"resnet_micro_small": "the main job", "resnet18_small": "the main job's data with `resnet18_small`"}
@@ -254,6 +260,45 @@ def start(*, repeats: int = 3, warm_up: int = 1) -> Figure:
         ratio(seconds, "job", "imports"),
         2.0,
         details=medians(seconds),
+    )
+
+
+def closing(*, updates: int = 12) -> Figure:
+    """Time what follows the training of a small fine-tuning run, validation and test left out, against the training."""
+    seconds: dict[str, float] = dict.fromkeys(("fit", "measure", "report", "whole splits"), 0.0)
+
+    def timed(function: Callable[..., Any], name: Callable[..., str | None]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.monotonic()
+            result = function(*args, **kwargs)
+            if key := name(*args):
+                seconds[key] += time.monotonic() - begin
+            return result
+
+        return call
+
+    with TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
+        for stage in ("fit", "measure", "report"):
+            call = timed(getattr(run_module, stage), lambda *_, stage=stage: stage)
+            patches.enter_context(mock.patch.object(run_module, stage, call))
+        whole = timed(stages._measure, lambda trainer, split, name: None if name == "train" else "whole splits")
+        patches.enter_context(mock.patch.object(stages, "_measure", whole))
+        arguments = CommandArguments(output_dir=folder, opt="rts_pugd", max_steps=updates, disable_tqdm=True)
+        found = train(
+            ModelArguments(model="tf_efficientnet_lite0"),
+            DataArguments(dataset="photo_patches", image_size=96, max_train_samples=512, max_eval_samples=64),
+            arguments,
+        )
+    sharpness = found["sharpness"] or {}
+    after = seconds["measure"] + seconds["report"] - seconds["whole splits"]
+    return Figure(
+        "closing",
+        f"what follows the training, validation and test left out ÷ the training ({updates} updates of "
+        "`tf_efficientnet_lite0` at 96 px)",
+        after / seconds["fit"],
+        0.1,
+        note=f"{after:.1f} s beside {seconds['fit']:.1f} s; sharpness on {sharpness.get('images', 'no')} images",
+        details={**seconds, "sharpness": sharpness.get("images"), "train": found["metrics"].get("train")},
     )
 
 
