@@ -382,10 +382,7 @@ def measure_run_sharpness(
     chosen = [index * total // count for index in range(count)]
     size = min(BATCH_IMAGES, max(BATCH_PIXELS // image_size**2, 1))
     read: Any = train
-    batches = [
-        {name: tensor.to(device) for name, tensor in read.__getitems__(chosen[start : start + size]).tensors.items()}
-        for start in range(0, count, size)
-    ]
+    batches = [read.__getitems__(chosen[start : start + size]).to(device) for start in range(0, count, size)]
     try:
         curvature = hessian_eigenvalue(model, batches, iterations=iterations, tolerance=TOLERANCE, seed=SEED)
         worst = worst_case_increase(model, batches, radius=RADIUS, ball=BALL, steps=STEPS, seed=SEED)
@@ -407,7 +404,7 @@ def measure_run_sharpness(
 
 def _seconds_of_an_image(model: nn.Module, train: Any, images: int, device: torch.device | str) -> float:
     """Return the seconds that the gradient of an image takes, the second time that it is asked for."""
-    batch = {name: tensor.to(device) for name, tensor in train.__getitems__([*range(images)]).tensors.items()}
+    batch = train.__getitems__([*range(images)]).to(device)
     weights = _weights(model)
     with _standing_still(model):
         for _ in range(2):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from training_for_tests import Images, make_model, make_trainer, training_logs
 
-from rts_hf import RTSPUGD, RandomState, keep_buffers
+from rts_hf import RTSPUGD, RandomState, collate, keep_buffers, load_data
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -174,3 +174,17 @@ def test_a_compiled_model_trains_the_same() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert distance(nets[1], nets[0]) <= 1e-4
+
+
+def test_batches_are_finished_on_the_device_without_waiting_for_it() -> None:
+    data = load_data("digits", max_train_samples=64).train
+    fetched = data.__getitems__(range(64))
+    expected, pinned = collate(fetched), fetched.pin_memory()
+    pinned.to("cuda")  # which copies mean and std there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        served = pinned.to("cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name in expected:
+        assert torch.equal(served[name].cpu(), expected[name])
