@@ -340,7 +340,7 @@ def measure_run_sharpness(
     *,
     image_size: int,
     device: torch.device | str = "cpu",
-    seconds: float | None = None,
+    seconds: float = math.inf,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of a trained classifier as the record holds it, and, where it has none, why not.
@@ -358,24 +358,23 @@ def measure_run_sharpness(
         image_size: Their side in pixels.
         device: Where the model is.
         seconds: That it may take, by the time of a gradient: with fewer images or products of the Hessian, or None
-            where 16 images and 12 products take longer. None: any time.
+            where 16 images and 12 products take longer.
         tell: Is told what is measured, and about how long it takes at most.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None, "Sharpness was not measured: the weights are sharded over processes."
     total: int = len(train)  # type: ignore[arg-type]
     count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
-    if seconds is not None or tell is not None:
+    if tell is not None or not math.isinf(seconds):
         image_seconds = _seconds_of_an_image(model, train, min(total, LEAST_IMAGES), device)
-        if seconds is None or 20 * IMAGES * image_seconds < seconds:  # of many images each takes less
+        if 20 * IMAGES * image_seconds < seconds:  # of many images each takes less
             image_seconds = _seconds_of_an_image(model, train, count, device)
-        if seconds is not None:
-            count, iterations = _affordable(total, seconds / image_seconds)
+        count, iterations = _affordable(total, seconds / image_seconds)
         least = _gradients(max(count, min(total, LEAST_IMAGES)), iterations or LEAST_ITERATIONS) * image_seconds
     if not iterations:
         return None, (
             f"Sharpness was not measured: on {min(total, LEAST_IMAGES)} images it would take about {least:.1f} s, "
-            f"longer than {seconds:.1f} s, a tenth of the run; --measure_sharpness measures it."
+            f"longer than the {seconds:.1f} s that a tenth of the run leaves for it; --measure_sharpness measures it."
         )
     if tell is not None:
         tell(f"Measuring sharpness on {count} training images, {least:.1f} s at most")
@@ -431,9 +430,9 @@ def _affordable(total: int, gradients: float) -> tuple[int, int]:
     """
     counts = [IMAGES >> halvings for halvings in range(4)]
     for count in (min(total, count) for count in counts):
-        iterations = int((gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS)
+        iterations = (gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS
         if iterations >= LEAST_ITERATIONS:
-            return count, min(iterations, ITERATIONS)
+            return count, int(min(iterations, ITERATIONS))
     return min(total, LEAST_IMAGES), 0
 
 
