@@ -367,8 +367,9 @@ def measure_run_sharpness(
     count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
     if tell is not None or not math.isinf(seconds):
         image_seconds = _seconds_of_an_image(model, train, min(total, LEAST_IMAGES), device)
-        if 20 * IMAGES * image_seconds < seconds:  # of many images each takes less
-            image_seconds = _seconds_of_an_image(model, train, count, device)
+        more = [size for size in _sizes(total) if 20 * size * image_seconds < seconds]
+        if more:  # of many images each takes less
+            image_seconds = _seconds_of_an_image(model, train, more[0], device)
         count, iterations = _affordable(total, seconds / image_seconds)
         least = _gradients(max(count, min(total, LEAST_IMAGES)), iterations or LEAST_ITERATIONS) * image_seconds
     if not iterations:
@@ -418,6 +419,11 @@ def _gradients(images: int, iterations: int) -> int:
     return images * (PRODUCT_IN_GRADIENTS * iterations + 2 * STEPS + 3)
 
 
+def _sizes(total: int) -> list[int]:
+    """Return how many of the images there are may be used, most first."""
+    return [min(total, IMAGES >> halvings) for halvings in range(4)]
+
+
 def _affordable(total: int, gradients: float) -> tuple[int, int]:
     """Return the images and the products of the Hessian that so many gradients of one image allow; 0 for none.
 
@@ -428,8 +434,7 @@ def _affordable(total: int, gradients: float) -> tuple[int, int]:
         total: Images that there are.
         gradients: That may be taken.
     """
-    counts = [IMAGES >> halvings for halvings in range(4)]
-    for count in (min(total, count) for count in counts):
+    for count in _sizes(total):
         iterations = (gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS
         if iterations >= LEAST_ITERATIONS:
             return count, int(min(iterations, ITERATIONS))
