@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections import Counter
@@ -82,10 +83,20 @@ class PixelFormat:
     interpolation: str
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 `(B, 3, S, S)` to float32, by the operations of ToTensor and Normalize in their order."""
-        mean = torch.tensor(self.mean).view(1, 3, 1, 1)
-        std = torch.tensor(self.std).view(1, 3, 1, 1)
-        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+        """uint8 `(B, 3, S, S)` to float32 on the same device, by the operations of ToTensor and Normalize in their
+        order."""
+        largest, mean, std = _constants(self.mean, self.std, images.device)
+        return images.to(torch.float32).div_(largest).sub_(mean).div_(std)
+
+
+@functools.cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest pixel value, mean and std on a device, copied there once.
+
+    A tensor for the first, too: by a number a GPU would not divide, but multiply with its rounded inverse.
+    """
+    largest, mean_by_channel, std_by_channel = (torch.tensor(values, device=device) for values in (255.0, mean, std))
+    return largest, mean_by_channel.view(1, 3, 1, 1), std_by_channel.view(1, 3, 1, 1)
 
 
 class Resize:
@@ -137,7 +148,7 @@ def crop_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pa
     Equals torchvision's `pad`, `crop` and `hflip` image by image.
 
     Args:
-        images: `(B, C, H, W)`, any type.
+        images: `(B, C, H, W)`, any type; the other tensors are on the same device.
         tops: int64 `(B,)`, first row of the crop in the padded image, in [0, 2·padding].
         lefts: int64 `(B,)`, first column likewise.
         flips: bool `(B,)`.
@@ -145,8 +156,8 @@ def crop_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pa
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (padding, padding, padding, padding))
-    columns = torch.arange(width)
-    rows = tops[:, None] + torch.arange(height)
+    columns = torch.arange(width, device=images.device)
+    rows = tops[:, None] + torch.arange(height, device=images.device)
     columns = lefts[:, None] + torch.where(flips[:, None], width - 1 - columns, columns)
     pixels = rows[:, :, None] * padded.shape[-1] + columns[:, None, :]
     pixels = pixels.view(batch, 1, -1).expand(batch, channels, -1)
@@ -154,24 +165,66 @@ def crop_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pa
 
 
 class FetchedBatch(Sequence[dict[str, Tensor]]):
-    """One fetch of a data set: a sequence of its samples that keeps the batch they are views of.
+    """One fetch of a data set: its pixels as they were decoded, and the crops and flips that were drawn for them.
 
-    Any collate function can stack the samples; `collate` takes the finished batch.
+    `to` finishes it on the device it is moved to. Any collate function can stack the samples, and `collate` take the
+    batch, both finished on the CPU.
+
+    Args:
+        images: uint8 `(B, 3, S, S)`.
+        labels: int64 `(B,)`.
+        draws: int64 `(B, 3)`, for each image the offsets and the flip of `crop_and_flip`; `(B, 0)` where all are
+            served whole.
+        pixel_format: normalisation.
+        padding: of `crop_and_flip`.
     """
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
+    def __init__(self, images: Tensor, labels: Tensor, draws: Tensor, pixel_format: PixelFormat, padding: int) -> None:
+        self._host = images, labels, draws
+        self._pixel_format = pixel_format
+        self._padding = padding
+        self._is_pinned = False
 
     def __len__(self) -> int:
-        return len(self.tensors["labels"])
+        return len(self._host[1])
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Tensor]: ...
     @overload
     def __getitem__(self, index: slice) -> FetchedBatch: ...
     def __getitem__(self, index: int | slice) -> dict[str, Tensor] | FetchedBatch:
-        sample = {key: value[index] for key, value in self.tensors.items()}
-        return FetchedBatch(sample) if isinstance(index, slice) else sample
+        if isinstance(index, slice):
+            return self._like(lambda tensor: tensor[index])
+        return {key: value[index] for key, value in self.tensors.items()}
+
+    def _like(self, change: Callable[[Tensor], Tensor]) -> FetchedBatch:
+        images, labels, draws = map(change, self._host)
+        return FetchedBatch(images, labels, draws, self._pixel_format, self._padding)
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The finished batch on the CPU."""
+        return self.to("cpu")
+
+    def pin_memory(self) -> FetchedBatch:
+        """The same batch in memory that a device reads while the host goes on; a loader's `pin_memory` calls it."""
+        pinned = self._like(Tensor.pin_memory)
+        pinned._is_pinned = True
+        return pinned
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> dict[str, Tensor]:
+        """The finished batch on a device: moved there as it is, then cropped, flipped and normalised.
+
+        Args:
+            device: any.
+            non_blocking: as for a tensor's own `to`; a pinned batch never blocks.
+        """
+        non_blocking = non_blocking or self._is_pinned
+        images, labels, draws = (tensor.to(device, non_blocking=non_blocking) for tensor in self._host)
+        if draws.shape[1]:
+            tops, lefts, flips = draws.unbind(1)
+            images = crop_and_flip(images, tops, lefts, flips.bool(), self._padding)
+        return {"pixel_values": self._pixel_format.normalise(images), "labels": labels}
 
 
 def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -183,6 +236,14 @@ def collate(batch: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if isinstance(batch, FetchedBatch):
         return batch.tensors
     return {key: torch.stack([sample[key] for sample in batch]) for key in ("pixel_values", "labels")}
+
+
+def collate_for_device(batch: Sequence[dict[str, Tensor]]) -> FetchedBatch | dict[str, Tensor]:
+    """As `collate`, but what `__getitems__` returns is left for the device: the loader is to call its `to`.
+
+    A quarter of the bytes is then moved, and the work on pixels is the device's.
+    """
+    return batch if isinstance(batch, FetchedBatch) else collate(batch)
 
 
 class DecodedAtFetch:
@@ -258,16 +319,15 @@ class ImageClassificationDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, indices: Sequence[int]) -> FetchedBatch:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         labels = self.labels[chosen]
-        images = self._augment(self._pixels[chosen])
-        return FetchedBatch({"pixel_values": self.pixel_format.normalise(images), "labels": labels})
+        images = self._pixels[chosen]
+        return FetchedBatch(images, labels, self._draw(len(images)), self.pixel_format, self.padding)
 
-    def _augment(self, images: Tensor) -> Tensor:
+    def _draw(self, count: int) -> Tensor:
         if not self.padding and not self.flip:
-            return images
-        count = len(images)
+            return torch.empty(count, 0, dtype=torch.int64)
         tops, lefts = torch.randint(2 * self.padding + 1, (2, count))
-        flips = torch.rand(count) < 0.5 if self.flip else torch.zeros(count, dtype=torch.bool)
-        return crop_and_flip(images, tops, lefts, flips, self.padding)
+        flips = torch.rand(count) < 0.5 if self.flip else torch.zeros_like(tops)
+        return torch.stack([tops, lefts, flips.long()], dim=1)
 
 
 def build_split(

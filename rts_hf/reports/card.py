@@ -209,7 +209,8 @@ def _results(record: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         {
             "split": split,
-            "images": record["data"]["splits"].get(split),
+            "images": (f"{number(values['images'])} of " if "images" in values else "")
+            + number(record["data"]["splits"].get(split)),
             "values": [measured_share(values[key]) if key in values else share(None) for key in keys],
         }
         for split, values in metrics.items()

@@ -97,6 +97,9 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         path: Of both, without a suffix.
     """
     paths = []
+    figure.set_dpi(DPI)
+    figure.draw_without_rendering()  # which lays it out, once for both
+    figure.set_layout_engine(None)
     # The date and the drawing library's version would change the bytes of an unchanged picture.
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         paths.append(path.with_name(f"{path.name}.{suffix}"))

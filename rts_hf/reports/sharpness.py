@@ -340,7 +340,7 @@ def measure_run_sharpness(
     *,
     image_size: int,
     device: torch.device | str = "cpu",
-    seconds: float | None = None,
+    seconds: float = math.inf,
     tell: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of a trained classifier as the record holds it, and, where it has none, why not.
@@ -358,34 +358,31 @@ def measure_run_sharpness(
         image_size: Their side in pixels.
         device: Where the model is.
         seconds: That it may take, by the time of a gradient: with fewer images or products of the Hessian, or None
-            where 16 images and 12 products take longer. None: any time.
+            where 16 images and 12 products take longer.
         tell: Is told what is measured, and about how long it takes at most.
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None, "Sharpness was not measured: the weights are sharded over processes."
     total: int = len(train)  # type: ignore[arg-type]
     count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
-    if seconds is not None or tell is not None:
+    if tell is not None or not math.isinf(seconds):
         image_seconds = _seconds_of_an_image(model, train, min(total, LEAST_IMAGES), device)
-        if seconds is None or 20 * IMAGES * image_seconds < seconds:  # of many images each takes less
-            image_seconds = _seconds_of_an_image(model, train, count, device)
-        if seconds is not None:
-            count, iterations = _affordable(total, seconds / image_seconds)
+        more = [size for size in _sizes(total) if 20 * size * image_seconds < seconds]
+        if more:  # of many images each takes less
+            image_seconds = _seconds_of_an_image(model, train, more[0], device)
+        count, iterations = _affordable(total, seconds / image_seconds)
         least = _gradients(max(count, min(total, LEAST_IMAGES)), iterations or LEAST_ITERATIONS) * image_seconds
     if not iterations:
         return None, (
             f"Sharpness was not measured: on {min(total, LEAST_IMAGES)} images it would take about {least:.1f} s, "
-            f"longer than {seconds:.1f} s, a tenth of the run; --measure_sharpness measures it."
+            f"longer than the {seconds:.1f} s that a tenth of the run leaves for it; --measure_sharpness measures it."
         )
     if tell is not None:
         tell(f"Measuring sharpness on {count} training images, {least:.1f} s at most")
     chosen = [index * total // count for index in range(count)]
     size = min(BATCH_IMAGES, max(BATCH_PIXELS // image_size**2, 1))
     read: Any = train
-    batches = [
-        {name: tensor.to(device) for name, tensor in read.__getitems__(chosen[start : start + size]).tensors.items()}
-        for start in range(0, count, size)
-    ]
+    batches = [read.__getitems__(chosen[start : start + size]).to(device) for start in range(0, count, size)]
     try:
         curvature = hessian_eigenvalue(model, batches, iterations=iterations, tolerance=TOLERANCE, seed=SEED)
         worst = worst_case_increase(model, batches, radius=RADIUS, ball=BALL, steps=STEPS, seed=SEED)
@@ -407,7 +404,7 @@ def measure_run_sharpness(
 
 def _seconds_of_an_image(model: nn.Module, train: Any, images: int, device: torch.device | str) -> float:
     """Return the seconds that the gradient of an image takes, the second time that it is asked for."""
-    batch = {name: tensor.to(device) for name, tensor in train.__getitems__([*range(images)]).tensors.items()}
+    batch = train.__getitems__([*range(images)]).to(device)
     weights = _weights(model)
     with _standing_still(model):
         for _ in range(2):
@@ -422,6 +419,11 @@ def _gradients(images: int, iterations: int) -> int:
     return images * (PRODUCT_IN_GRADIENTS * iterations + 2 * STEPS + 3)
 
 
+def _sizes(total: int) -> list[int]:
+    """Return how many of the images there are may be used, most first."""
+    return [min(total, IMAGES >> halvings) for halvings in range(4)]
+
+
 def _affordable(total: int, gradients: float) -> tuple[int, int]:
     """Return the images and the products of the Hessian that so many gradients of one image allow; 0 for none.
 
@@ -432,11 +434,10 @@ def _affordable(total: int, gradients: float) -> tuple[int, int]:
         total: Images that there are.
         gradients: That may be taken.
     """
-    counts = [IMAGES >> halvings for halvings in range(4)]
-    for count in (min(total, count) for count in counts):
-        iterations = int((gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS)
+    for count in _sizes(total):
+        iterations = (gradients / count - 2 * STEPS - 3) / PRODUCT_IN_GRADIENTS
         if iterations >= LEAST_ITERATIONS:
-            return count, min(iterations, ITERATIONS)
+            return count, int(min(iterations, ITERATIONS))
     return min(total, LEAST_IMAGES), 0
 
 

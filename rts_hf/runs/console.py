@@ -113,12 +113,17 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         record: What ``run.json`` holds.
         folder: Where the run lies, as the user wrote it.
     """
-    lines = ["", f"{'':12}{'images':>8}{'loss':>10}{'accuracy':>10}"]
+    sizes, images = record["data"]["splits"], {}
     for split in ("train", "validation", "test"):
         metrics = record["metrics"].get(split)
         if metrics is not None:
-            images = record["data"]["splits"][split]
-            lines.append(f"{split:12}{images:8d}{_cell(metrics['loss'], 10)}{_cell(metrics['accuracy'], 10)}")
+            part = f"{metrics['images']} of " if "images" in metrics else ""
+            images[split] = f"{part}{sizes[split]}"
+    width = max(map(len, ("images", *images.values()))) + 2
+    lines = ["", f"{'':12}{'images':>{width}}{'loss':>10}{'accuracy':>10}"]
+    for split, text in images.items():
+        metrics = record["metrics"][split]
+        lines.append(f"{split:12}{text:>{width}}{_cell(metrics['loss'], 10)}{_cell(metrics['accuracy'], 10)}")
     lines += [
         "",
         *_recipe(record),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 from rts_hf.data.loading import DataBundle, collate, load_data
+from rts_hf.data.splits import TEST_SEED, cap
 from rts_hf.models.classifiers import base_model_id, build_model, pretrained_data_config
 from rts_hf.publishing.hub import publish
 from rts_hf.reports.run_folder import COMPARISON_NAME, write_record
@@ -57,16 +60,17 @@ class Measured:
     """What was found at the weights that a run kept.
 
     Args:
-        metrics: Loss and metrics of ``train``, ``validation`` and ``test``; None where there is no such split.
+        metrics: Loss and metrics of ``train``, ``validation`` and ``test``; None where there is no such split or it was
+            not measured. Of a split that was measured in part, ``images`` says on how many.
         classes: Counts by class of ``validation`` and ``test``.
         sharpness: See :func:`rts_hf.reports.sharpness.measure_run_sharpness`; None where it was not measured.
-        remark: What else the record is to say.
+        remarks: What else the record is to say.
     """
 
     metrics: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, Any] = field(default_factory=dict)
     sharpness: dict[str, Any] | None = None
-    remark: str | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def load_planned_data(plan: Plan) -> DataBundle:
@@ -251,20 +255,30 @@ def _record_the_end(plan: Plan, training: Training, error: BaseException) -> Non
     if diverged:
         training.trainer.save_state()  # how it came to that
     remark = f"Stopped after update {training.trainer.state.global_step}: {error or 'interrupted'}"
-    record(plan, training, "diverged" if diverged else "stopped", Measured(remark=remark))
+    record(plan, training, "diverged" if diverged else "stopped", Measured(remarks=[remark]))
+
+
+# What follows the training, but for measuring validation and test, may take this share of the run's time, unless all of
+# it is asked for. Pictures come first, about as long whatever was trained; then training images, with half of what is
+# left, but three seconds at any rate, so that of a small data set all are measured each time; then sharpness.
+_SHARE_OF_TIME, _PICTURES_SECONDS, _LEAST_SECONDS = 0.1, 1.7, 3.0
+_LEAST_IMAGES = 128  # on fewer training images an accuracy would tell little
 
 
 def measure(plan: Plan, training: Training) -> Measured:
-    """Measure the weights that the run kept on every split, and save them.
+    """Measure the weights that the run kept, and save them.
+
+    Validation and test are measured whole. Of the training images and their sharpness, as much is measured as fits
+    with the pictures into a tenth of the run's time; with ``measure_sharpness=True`` all.
 
     Raises:
         rts_hf.training.faults.NotANumber: If their outputs are none.
     """
-    trainer, data = training.trainer, training.data
-    test = data.test if plan.measure_test else None
-    splits = {"train": data.train.without_augmentation(), "validation": data.validation, "test": test}
+    trainer, args = training.trainer, plan.training_args
+    allowed = trainer.seconds * _SHARE_OF_TIME - (_PICTURES_SECONDS if _draws(plan) else 0)
+    allowed = math.inf if args.measure_sharpness else allowed
     try:
-        measured = {name: None if split is None else _measure(trainer, split, name) for name, split in splits.items()}
+        splits, remarks = _measure_splits(plan, training, max(allowed / 2, _LEAST_SECONDS))
     except NotANumber as error:  # of a run without evaluations: whatever its last weights are, they are what it kept
         _record_the_end(plan, training, error)
         raise
@@ -272,37 +286,92 @@ def measure(plan: Plan, training: Training) -> Measured:
         remove_drafts(plan.folder)
     trainer.save_model()
     trainer.save_state()
-    sharpness, remark = None, None
-    if plan.measure_test and plan.training_args.measure_sharpness is not False:
-        sharpness, remark = on_main_process(plan.training_args, lambda: _sharpness(trainer, data))
+    sharpness = None
+    if plan.measure_test and args.measure_sharpness is not False:
+        left = allowed - (splits["train"].seconds if "train" in splits else 0)
+        sharpness, reason = on_main_process(args, lambda: _sharpness(trainer, training.data, max(left, 0)))
+        remarks += [reason] if reason else []
     return Measured(
-        metrics={name: found and found[0] for name, found in measured.items()},
-        classes={name: found[1] for name, found in measured.items() if found and name != "train"},
+        metrics={name: split.metrics for name, split in splits.items()},
+        classes={name: split.classes for name, split in splits.items() if name != "train"},
         sharpness=sharpness,
-        remark=remark,
+        remarks=remarks,
     )
 
 
-def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return loss and metrics of a split, and its counts by class, without a trace in the training log."""
+class _Split(NamedTuple):
+    """Loss and metrics of a split, its counts by class, and the seconds that they took."""
+
+    metrics: dict[str, float]
+    classes: dict[str, Any]
+    seconds: float
+
+
+def _measure_splits(plan: Plan, training: Training, seconds: float) -> tuple[dict[str, _Split], list[str]]:
+    """Measure validation, test, and as many training images as may take so long; and say where they are too few."""
+    trainer, data = training.trainer, training.data
+    whole = {"validation": data.validation}
+    if plan.measure_test and data.test is not None:
+        whole["test"] = data.test
+    found = {name: _measure(trainer, split, name) for name, split in whole.items()}
+    image_seconds = min(found[name].seconds / len(split) for name, split in whole.items())
+    total = len(data.train)
+    count = on_main_process(plan.training_args, lambda: _images_within(seconds / image_seconds, total))
+    if not count:
+        return found, [
+            f"Training images were not measured: {min(total, _LEAST_IMAGES)} would take about "
+            f"{min(total, _LEAST_IMAGES) * image_seconds:.1f} s, longer than the {seconds:.1f} s that a tenth of the "
+            "run leaves for them; --measure_sharpness measures all."
+        ]
+    train: Dataset[Any] = data.train.without_augmentation()
+    if count < total:
+        if trainer.is_world_process_zero():
+            print(f"Measuring {count:,} of {total:,} training images, {count * image_seconds:.1f} s", flush=True)
+        train = Subset(train, cap(np.arange(total), data.train.labels.numpy(), count, TEST_SEED).tolist())
+    found["train"] = _measure(trainer, train, "train")
+    if count < total:
+        found["train"].metrics["images"] = count
+    return found, []
+
+
+def _images_within(affordable: float, total: int) -> int:
+    """Return how many training images are measured: all, else a power of two, so that like runs measure as many; or 0.
+
+    >>> _images_within(math.inf, 1000), _images_within(900.0, 1000), _images_within(90.0, 1000)
+    (1000, 512, 0)
+
+    Args:
+        affordable: Images that time is left for.
+        total: Images that there are.
+    """
+    if affordable >= total:
+        return total
+    count = 2 ** int(math.log2(max(affordable, 1)))
+    return count if count >= _LEAST_IMAGES else 0
+
+
+def _measure(trainer: RTSTrainer, split: Dataset[Any], name: str) -> _Split:
+    """Measure a split without a trace in the training log."""
+    started = time.monotonic()
     output = trainer.predict(split, metric_key_prefix=name)
     unwanted = ("runtime", "per_second", "preparation_time")
     measured = (output.metrics or {}).items()
     metrics = {key.removeprefix(f"{name}_"): value for key, value in measured if not key.endswith(unwanted)}
-    return metrics, class_counts(output.predictions, output.label_ids, trainer.model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    classes = class_counts(output.predictions, output.label_ids, trainer.model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    return _Split(metrics, classes, time.monotonic() - started)
 
 
-_SHARE_OF_TIME = 0.1  # of a run, that measuring how sharp its minimum is may take where it was not asked for
-
-
-def _sharpness(trainer: RTSTrainer, data: DataBundle) -> tuple[dict[str, Any] | None, str | None]:
+def _sharpness(trainer: RTSTrainer, data: DataBundle, seconds: float) -> tuple[dict[str, Any] | None, str | None]:
     """Return the sharpness of the weights that are kept, in their own precision, and why there is none."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     images = data.train.without_augmentation()
-    seconds = None if trainer.args.measure_sharpness else trainer.seconds * _SHARE_OF_TIME
     return measure_run_sharpness(
         model, images, image_size=data.image_size, device=trainer.args.device, seconds=seconds, tell=print
     )
+
+
+def _draws(plan: Plan) -> bool:
+    return plan.training_args.draw_figures and plan.measure_test
 
 
 def record(plan: Plan, training: Training, status: str, measured: Measured | None = None) -> dict[str, Any]:
@@ -321,7 +390,7 @@ def record(plan: Plan, training: Training, status: str, measured: Measured | Non
     described["model"]["base_model"] = base_model_id(str(model_args.model)) if model_args.pretrained else None
     described["classes"] = found.classes
     described["sharpness"] = found.sharpness
-    described["warnings"] += [found.remark] if found.remark else []
+    described["warnings"] += found.remarks
     if trainer.is_world_process_zero():
         write_record(plan.folder, described)
     return described
@@ -330,7 +399,7 @@ def record(plan: Plan, training: Training, status: str, measured: Measured | Non
 def report(plan: Plan, training: Training, complete: dict[str, Any]) -> None:
     """Draw the pictures, write the card, and print the closing table; all of it from the folder and its record."""
     if training.trainer.is_world_process_zero():
-        make_report(plan.folder, plan.training_args.draw_figures and plan.measure_test)
+        make_report(plan.folder, _draws(plan))
         print(summary(complete, os.path.relpath(plan.folder)), flush=True)
     training.trainer.accelerator.wait_for_everyone()
 

@@ -236,8 +236,8 @@ class RTSTrainingArguments(TrainingArguments):
     measure_sharpness: bool | None = field(
         default=None,
         metadata={
-            "help": "Measure at the end how sharp the minimum is, on 128 training images. Default: on as many as a "
-            "tenth of the run's time allows."
+            "help": "Measure at the end all training images, and on 128 how sharp the minimum is. Default: what fits "
+            "with the pictures into a tenth of the run's time."
         },
     )
     draw_figures: bool = field(

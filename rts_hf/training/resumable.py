@@ -16,13 +16,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import DistributedType
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import SaveStrategy, has_length
 
-from rts_hf.data.batches import collate
+from rts_hf.data.batches import collate, collate_for_device
 from rts_hf.training.arguments import RTSTrainingArguments, trajectory_settings
 from rts_hf.training.checkpoints import (
     STATE_KEY,
@@ -234,7 +235,11 @@ class ResumableTrainer(SafeSavingTrainer):
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
         # of a data set that has lost its columns the collator gets all; this package's own takes what a model knows
-        if self._loses_columns or data_collator is collate:
+        if data_collator is collate:
+            parallel = self.accelerator
+            is_moved_whole = not parallel.dispatch_batches and parallel.distributed_type != DistributedType.XLA
+            return collate_for_device if is_moved_whole else collate
+        if self._loses_columns:
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, description)
 

@@ -12,12 +12,20 @@ import pytest
 import torch
 from datasets_for_tests import noise, png
 from timm.data import create_transform
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import functional as TF
 from transformers.trainer_utils import RemoveColumnsCollator
 
 from rts_hf.data import batches
-from rts_hf.data.batches import PixelFormat, UnreadableImagesError, build_split, collate, crop_and_flip
+from rts_hf.data.batches import (
+    PixelFormat,
+    UnreadableImagesError,
+    build_split,
+    collate,
+    collate_for_device,
+    crop_and_flip,
+)
 from rts_hf.data.columns import ImageRows
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -187,6 +195,41 @@ def test_any_collate_function_gets_the_same_batch() -> None:
     ):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+class _Devices(TorchDispatchMode):
+    """Notes what is copied to another device, and which devices all else is worked out on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied: list[tuple[torch.dtype, int]] = []
+        self.worked_on: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        result = made if isinstance(made, torch.Tensor) else made[0]
+        given = next((arg for arg in args if isinstance(arg, torch.Tensor)), result)
+        if given.device == result.device:
+            self.worked_on.add(result.device.type)
+        else:
+            self.copied.append((given.dtype, given.nbytes))
+        return made
+
+
+@pytest.mark.parametrize(("augmentation", "draws"), [("crop_flip", 3 * 8), ("crop", 3 * 8), ("none", 0)])
+def test_a_device_gets_bytes_and_draws_and_needs_the_host_for_nothing_else(augmentation: str, draws: int) -> None:
+    data = split([noise(i) for i in range(5)], augmentation)
+    data.__getitems__([0]).to("meta")  # where mean and std now are
+    fetched = data.__getitems__([4, 1, 2])
+    assert collate_for_device(fetched) is fetched
+    with _Devices() as devices:
+        moved = fetched.to("meta")
+    assert devices.copied == [(torch.uint8, 3 * 3 * 32 * 32), (torch.int64, 3 * 8), (torch.int64, 3 * draws)]
+    assert devices.worked_on == {"meta"}
+    expected = collate(fetched)
+    assert {key: (value.dtype, value.shape) for key, value in moved.items()} == {
+        key: (value.dtype, value.shape) for key, value in expected.items()
+    }
 
 
 def test_index_out_of_range_ends_iteration() -> None:

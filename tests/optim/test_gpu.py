@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from training_for_tests import Images, make_model, make_trainer, training_logs
 
-from rts_hf import RTSPUGD, RandomState, keep_buffers
+from rts_hf import RTSPUGD, RandomState, collate, keep_buffers, load_data
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -225,3 +225,17 @@ def test_tritons_kernels_perturb_as_torchs_operations_do(method: str, monkeypatc
         norms.append(optimizer.stats()["epsilon_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert distance(*nets) <= 1e-5
+
+
+def test_batches_are_finished_on_the_device_without_waiting_for_it() -> None:
+    data = load_data("digits", max_train_samples=64).train
+    fetched = data.__getitems__(range(64))
+    expected, pinned = collate(fetched), fetched.pin_memory()
+    pinned.to("cuda")  # which copies mean and std there
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        served = pinned.to("cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name in expected:
+        assert torch.equal(served[name].cpu(), expected[name])

@@ -13,6 +13,7 @@ from training_for_tests import LABELS, SIZE, Images, make_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from rts_hf import RTSTrainer, RTSTrainingArguments, build_model, collate, load_data
+from rts_hf.data.batches import collate_for_device
 
 CLASSES = {Trainer: TrainingArguments, RTSTrainer: RTSTrainingArguments}
 # What a script sets for both
@@ -183,20 +184,34 @@ class Batches(TrainerCallback):
         self.collator = train_dataloader.collate_fn
 
 
-def test_this_packages_own_data_stay_whole_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "collator"),
+    [
+        ({}, collate_for_device),
+        ({"dataloader_num_workers": 2}, collate_for_device),
+        ({"accelerator_config": {"dispatch_batches": True}}, collate),
+    ],
+    ids=["here", "workers", "dispatched"],
+)
+def test_this_packages_own_data_stay_whole_batches(settings: dict[str, Any], collator: Any, tmp_path: Path) -> None:
     data = load_data("digits", image_size=8, max_train_samples=24, max_eval_samples=12)
-    model = build_model("test_resnet", label_names=data.label_names, image_size=8, mean=data.mean, std=data.std)
     shared = {name: value for name, value in SHARED.items() if not name.startswith("adam")}
-    arguments = RTSTrainingArguments(output_dir=str(tmp_path), switch="fixed", switch_at=0, **shared)
-    batches = Batches()
-    trainer = RTSTrainer(
-        model, arguments, train_dataset=data.train, eval_dataset=data.validation, data_collator=collate,
-        callbacks=[batches],
-    )  # fmt: skip
-    trainer.train()
+    arguments = RTSTrainingArguments(output_dir=str(tmp_path), switch="fixed", switch_at=0, **{**shared, **settings})
+    trained = []
+    for given in (collate, lambda samples: collate(list(samples))):  # the second is finished sample by sample
+        torch.manual_seed(0)
+        model = build_model("test_resnet", label_names=data.label_names, image_size=8, mean=data.mean, std=data.std)
+        batches = Batches()
+        trainer = RTSTrainer(
+            model, arguments, train_dataset=data.train, eval_dataset=data.validation, data_collator=given,
+            callbacks=[batches],
+        )  # fmt: skip
+        trainer.train()
+        assert (batches.collator is collator) == (given is collate)
+        trained.append((trainer.evaluate()["eval_loss"], dict(model.state_dict())))
     assert arguments.remove_unused_columns
-    assert batches.collator is collate
-    assert {"eval_loss", "eval_accuracy"} <= trainer.evaluate().keys()
+    assert trained[0][0] == trained[1][0]
+    assert all(torch.equal(weight, trained[1][1][name]) for name, weight in trained[0][1].items())
 
 
 def test_low_rank_adapters_train_resume_and_predict_as_with_the_trainer(tmp_path: Path) -> None:
