@@ -164,7 +164,7 @@ def crop_and_flip(images: Tensor, tops: Tensor, lefts: Tensor, flips: Tensor, pa
     return padded.view(batch, channels, -1).gather(2, pixels).view(images.shape)
 
 
-class FetchedBatch(Sequence[dict[str, Tensor]]):
+class FetchedBatch:  # not a Sequence: torch 2.7 would pin what is one member by member
     """One fetch of a data set: its pixels as they were decoded, and the crops and flips that were drawn for them.
 
     `to` finishes it on the device it is moved to. Any collate function can stack the samples, and `collate` take the

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rts_hf.optim.perturbation import dtypes
+
 
 class DevicePosition:
     """Steps done, and the α of the coming one, in tensors that a graph's replay moves on by itself.
@@ -15,17 +17,24 @@ class DevicePosition:
         done: Steps, gradient evaluations and unusable gradients so far.
         alphas: (α_r, α_s) of every step of the run, one at least; steps beyond its end have the last.
         schedules: What those were made of.
-        like: Tensor whose device they lie on; α has its type.
+        params: Parameters of the run; on the first one's device it all lies.
     """
 
     def __init__(
-        self, done: Sequence[int], alphas: Sequence[tuple[float, float]], schedules: Sequence[float], like: Tensor
+        self,
+        done: Sequence[int],
+        alphas: Sequence[tuple[float, float]],
+        schedules: Sequence[float],
+        params: list[Tensor],
     ) -> None:
+        device = params[0].device
         self.step = done[0]  # as far as the host has gone with it
         self._schedules = schedules
-        self._done = torch.tensor(done, device=like.device)
-        self._table = torch.tensor(alphas, dtype=like.dtype, device=like.device)
-        self._increments = {count: torch.tensor([1, count], device=like.device) for count in (1, 2)}
+        self._done = torch.tensor(done, device=device)
+        self._table = torch.tensor(
+            alphas, dtype=torch.float64 if torch.float64 in dtypes(params) else torch.float32, device=device
+        )
+        self._increments = {count: torch.tensor([1, count], device=device) for count in (1, 2)}
 
     def stands_at(self, step: int, schedules: Sequence[float]) -> bool:
         """Return whether this is the position after ``step`` steps of a run with these schedules."""

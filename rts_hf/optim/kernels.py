@@ -128,9 +128,19 @@ class Lists:
         addresses = _addresses(params, grads, saved)
         if addresses != self._addresses:
             if is_capturing():  # a graph would copy from where the host has other numbers by then
+                warnings.warn(
+                    "gradients lie elsewhere in this CUDA graph than before it, so Triton's kernels are left out of "
+                    "it; clear them by zero_grad(set_to_none=False), in the updates before it too.",
+                    UserWarning,
+                    stacklevel=2,
+                )
                 return False
             self._addresses, self._table = addresses, _to_device(addresses, self._sizes.device)
         return True
+
+    def tensors(self) -> list[Tensor]:
+        """Return what a captured launch reads."""
+        return [self._table, self._sizes, self._owners, self._starts]
 
     def save_and_measure(self, method: TwoPassMethod) -> tuple[Tensor, Tensor]:
         """Copy w, bit for bit, and return ‖g‖ and the norm that ε is divided by, as scalar tensors."""
@@ -139,13 +149,23 @@ class Lists:
         norms = squares.sum(0).sqrt()
         return norms[0], norms[method.norm_power]
 
-    def perturb_(self, divisor: Tensor, radius: Tensor | float, scale: Tensor | float, method: TwoPassMethod) -> Tensor:
+    def perturb_(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        divisor: Tensor,
+        radius: Tensor | float,
+        scale: Tensor | float,
+        method: TwoPassMethod,
+    ) -> Tensor:
         """Move w to w + ε, multiply g by α_s, both in place, and return ‖ε‖ as a scalar tensor."""
         factor = quotient(radius, divisor)
         is_measured = method.weight_power != method.norm_power
         squares = self._sizes.new_empty(len(self._owners) if is_measured else 0, dtype=torch.float32)
         scaled = "by a tensor" if isinstance(scale, Tensor) else "not" if scale == 1 else "by a number"
         self._launch(_perturb, factor, scale, squares, POWER=method.weight_power, MEASURED=is_measured, SCALED=scaled)
+        # autograd must see that they have changed, as torch's own operations tell it
+        torch.autograd.graph.increment_version(params if scaled == "not" else [*params, *grads])
         return squares.sum().sqrt() if is_measured else factor * divisor
 
     def _launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
@@ -192,7 +212,7 @@ def works_on(device: torch.device) -> bool:
         lists = Lists([weights], [gradients], [copy])
         method = TwoPassMethod(1, 1, True, "")
         _, divisor = lists.save_and_measure(method)
-        lists.perturb_(divisor, 0.5 * divisor, 0.25, method)
+        lists.perturb_([weights], [gradients], divisor, 0.5 * divisor, 0.25, method)
         torch.testing.assert_close((weights, gradients), expected)
     except Exception as error:
         warnings.warn(

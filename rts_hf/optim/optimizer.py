@@ -68,10 +68,13 @@ class RTSPUGD(TimedOptimizer):
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
         capturable: Keep position and schedules on the device too, so that both halves of an update can be captured in a
-            CUDA graph after some eager ones, and ``torch.compile(optimizer.step)`` makes one graph. Capture after the
-            switch, with one update of each kind in the graph where ``perturb_every`` is not 1. A changing ``lr`` is
-            then a tensor on the device, as for torch's own optimizers. Whatever tells the position afterwards
-            (:meth:`stats`, :meth:`state_dict`, :attr:`phase`) waits for the device.
+            CUDA graph, and ``torch.compile(optimizer.step)`` makes one graph (not with torch 2.7). Capture after the
+            switch and after a few perturbed updates; with ``zero_grad(set_to_none=False)``, so that gradients stay
+            where they lie; as many updates in one graph as ``perturb_every``; and anew after a load or a change of
+            ``total_steps``. A changing ``lr`` is then a tensor on the device, as for torch's own optimizers. Whatever
+            tells the position afterwards (:meth:`stats`, :meth:`state_dict`) waits for the device. A compiled step
+            takes a NaN or infinite gradient as zero where a fused one leaves the step out, and leaves the unit
+            gradient in ``param.grad``.
         **base_kwargs: Arguments of the base optimizer, as :func:`timm.optim.create_optimizer_v2` takes them
             (``weight_decay``, ``momentum``, ``betas``, ``nesterov``, ``fused``, ...). ``fused=None`` lets
             torch's SGD take the unit steps by its fused kernel, which divides by the norm itself and leaves out a step
@@ -92,7 +95,9 @@ class RTSPUGD(TimedOptimizer):
     }
     attached: Any = None  # what attach_second_pass returned; not saved
     capturable = False
+    _position: capture.DevicePosition | None = None  # where it is capturable, from the first update on
     _has_graph = False
+    _held_for_graphs: list[Any]
 
     def __init__(
         self,
@@ -163,8 +168,8 @@ class RTSPUGD(TimedOptimizer):
         self._rescaled: tuple[Tensor | float, Tensor | float] = 1.0, 1.0  # that norm before and at the last step
         self._alphas: tuple[Tensor | float, Tensor | float] = 0.0, 0.0
         self._unusable: Tensor | int = 0
-        self._position: capture.DevicePosition | None = None  # where it is capturable, from the first update on
-        self._has_graph = False
+        self.__dict__.setdefault("_held_for_graphs", [])  # which may be replayed after a load, too
+        self._has_graph, self._position = False, None
         self._lists: Any = None  # of addresses, for Triton's kernels
         self._is_perturbed = False
         self._closure_clears = False
@@ -181,6 +186,7 @@ class RTSPUGD(TimedOptimizer):
         return {**super().__getstate__(), "capturable": self.capturable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._let_go()
         super().__setstate__(state)
         check_parameters(self.param_groups)  # accelerate flattens them after construction and loads the state again
         self._forget_transient()
@@ -196,6 +202,8 @@ class RTSPUGD(TimedOptimizer):
     @property
     def perturbing(self) -> bool:
         """Whether the coming step wants a second pass."""
+        if self._lead["rts_perturb_every"] > 1:
+            self._catch_up()
         lead = self._lead
         return self.phase == "pugd" and (lead["rts_step"] - lead["rts_switched_at"]) % lead["rts_perturb_every"] == 0
 
@@ -233,6 +241,7 @@ class RTSPUGD(TimedOptimizer):
         ``gradient_evaluations`` (one a pass over the batch, of steps that were taken) and ``unusable_gradients``
         (unit-gradient steps since construction or load whose gradient was zero, infinite or NaN, and counted as zero).
         """
+        self._catch_up()
         lead = self._lead
         gradient_norm, epsilon_norm = self._coming_norms or self._norms
         factor = factor_between(*self._rescaled) if self._coming_norms is None else 1.0
@@ -268,6 +277,7 @@ class RTSPUGD(TimedOptimizer):
     def _at_w_plus_epsilon(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         if self._is_perturbed:
             raise RuntimeError("perturbed() inside perturbed(): the weights are at w + ε already.")
+        self._catch_up()
         if not self.perturbing:
             raise RuntimeError(
                 "perturbed() was called for a step that wants no second pass "
@@ -297,7 +307,7 @@ class RTSPUGD(TimedOptimizer):
             try:
                 with torch.no_grad():
                     if self._lists is not None:
-                        self._coming_norms = norm, self._lists.perturb_(divisor, *self._alphas, method)
+                        self._coming_norms = norm, self._lists.perturb_(params, grads, divisor, *self._alphas, method)
                     elif params:
                         self._coming_norms = norm, perturb_(params, grads, saved, divisor, *self._alphas, method)
                 torch.clear_autocast_cache()  # an autocast context around both passes keeps casts of w
@@ -329,6 +339,7 @@ class RTSPUGD(TimedOptimizer):
         if self._is_perturbed:
             raise RuntimeError("step() inside perturbed() would update w + ε; leave the `with` block first.")
         loss = None
+        self._catch_up()
         self._share_with_base()
         if closure is not None:
             refuse_closure()
@@ -491,10 +502,9 @@ class RTSPUGD(TimedOptimizer):
 
     def _alphas_now(self, params: list[Tensor]) -> tuple[Tensor | float, Tensor | float]:
         position = self._device_position(params)
-        return self._alphas_at(self._lead["rts_step"]) if position is None else position.alphas()
-
-    def _alphas_at(self, step: int) -> tuple[float, float]:
-        progress = progress_at(step, self.total_steps)
+        if position is not None:
+            return position.alphas()
+        progress = progress_at(self._lead["rts_step"], self.total_steps)
         return self.radius_schedule(progress), self.scale_schedule(progress)
 
     def _device_position(self, params: list[Tensor]) -> capture.DevicePosition | None:
@@ -512,29 +522,48 @@ class RTSPUGD(TimedOptimizer):
             )
         if not self.capturable or not params:
             return None
-        self._has_graph |= is_capturing
-        lead = self._lead
-        schedules = [lead[key] for key in lead if key.startswith(("rts_radius", "rts_scale", "rts_total_steps"))]
-        if self._position is None or not (is_capturing or self._position.stands_at(lead["rts_step"], schedules)):
-            done = [lead["rts_step"], lead["rts_gradient_evaluations"], self._unusable_gradients()]
-            alphas = [self._alphas_at(step) for step in range(self.total_steps or 1)]
-            self._position = capture.DevicePosition(done, alphas, schedules, params[0])
+        if is_capturing:
+            self._has_graph = True
+            # a graph knows addresses, which must not become another tensor's
+            held = self._position, [*self._buffers], self._lists and self._lists.tensors()
+            self._held_for_graphs.append(held)
+        elif self._position is None or not self._position.stands_at(self._lead["rts_step"], self._schedule_entries()):
+            done = [self._lead["rts_step"], self._lead["rts_gradient_evaluations"], self._unusable_gradients()]
+            radius, scale, total = self.radius_schedule, self.scale_schedule, self.total_steps
+            progress = [progress_at(step, total) for step in range(total or 1)]
+            alphas = [(radius(at), scale(at)) for at in progress]
+            self._let_go()
+            self._position = capture.DevicePosition(done, alphas, self._schedule_entries(), params)
         return self._position
+
+    def _schedule_entries(self) -> list[float]:
+        lead = self._lead
+        return [lead[key] for key in lead if key.startswith(("rts_radius", "rts_scale", "rts_total_steps"))]
 
     def _unusable_gradients(self) -> int:
         return int(self._unusable) if self._position is None else self._position.read()[2]
 
     def _catch_up(self) -> None:
-        if self._has_graph and self._position is not None and not capture.is_capturing():
+        if self._has_graph and self._position is not None and not capture.is_taken_over():
             steps, evaluations, _ = self._position.read()
             self._position.step = steps
             self._set(rts_step=steps, rts_gradient_evaluations=evaluations)
+            if not self._position.stands_at(steps, self._schedule_entries()):
+                self._warn_once(
+                    "the schedules have changed since an update was captured: its graph goes on with the old ones, and "
+                    "after the next update without it no longer moves this optimizer's position. Capture anew."
+                )
+
+    def _let_go(self) -> None:
+        if self._position is not None:
+            self._unusable = self._unusable_gradients()
+        self._has_graph, self._position = False, None
 
     # ---- Warnings ----
 
     def _is_state_initialization(self, grads: list[Tensor]) -> bool:
         """Whether this is torch.distributed.checkpoint creating state: every lr and every gradient is zero."""
-        return bool(grads) and not self._moves() and not global_norm(grads)
+        return len(grads) > 0 and not self._moves() and not global_norm(grads)
 
     def _warn_if_progress_is_unknown(self) -> None:
         waits = self._lead.get("rts_switch_at", 0)

@@ -230,7 +230,9 @@ def _perturb_whole_(
 
 
 def _scale_(tensors: list[Tensor], factor: Tensor | float) -> None:
-    if isinstance(factor, Tensor) or factor != 1:
+    if isinstance(factor, Tensor) and _is_low_precision(tensors):
+        copy_(tensors, [*torch._foreach_mul(_in_float(tensors), factor)])  # in place, the factor would be rounded too
+    elif isinstance(factor, Tensor) or factor != 1:
         torch._foreach_mul_(tensors, factor)
 
 

@@ -100,6 +100,7 @@ class TimedOptimizer(Optimizer):
     @property
     def last_phase(self) -> str:
         """The phase in which the last step was taken; ``phase`` is that of the coming one."""
+        self._catch_up()
         lead = self._lead
         return "pugd" if 0 <= lead["rts_switched_at"] < lead["rts_step"] else "sgd"
 
@@ -144,6 +145,7 @@ class TimedOptimizer(Optimizer):
 
     def restart(self) -> None:
         """Go back to the start of a run: no step done, not switched. The base optimizer keeps its momentum."""
+        self._let_go()
         self._unread_norms = []
         first = {key: value for key, value in self.defaults.items() if key.startswith("rts_state_")}
         self.switch.load_state_dict(_lists(first, "rts_state_"))
@@ -152,6 +154,7 @@ class TimedOptimizer(Optimizer):
 
     def join(self, steps: int) -> None:
         """Take part in a run from here on, of which the base optimizer has taken the first ``steps`` alone."""
+        self._let_go()
         self._set(rts_step=steps, rts_switched_at=-1, rts_gradient_evaluations=steps)
         self._look_at_switch()
 
@@ -197,11 +200,13 @@ class TimedOptimizer(Optimizer):
     @property
     def _lead(self) -> dict[str, Any]:
         """The group that is read; all hold the same entries, but a sharded load can skip a group without parameters."""
-        self._catch_up()
         return _leading(self.param_groups)
 
     def _catch_up(self) -> None:
-        """Bring the groups' entries up to what a captured graph has done, where there is one."""
+        """Bring the groups' entries up to what a captured graph has done, where there is one; waits for the device."""
+
+    def _let_go(self) -> None:
+        """Leave a captured graph, where there is one, to itself: from here on it does not move this position."""
 
     def _set(self, **entries: Any) -> None:
         numbers = _numbers(self.switch.window, **entries)
@@ -222,10 +227,12 @@ class TimedOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, in the groups, the position, the phase and the switch's state."""
+        self._catch_up()
         self._read_norms()
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
+        self._catch_up()
         self._read_norms()
         return {**super().__getstate__(), "base_optimizer": self.base_optimizer, "switch": self.switch}
 

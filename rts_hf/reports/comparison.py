@@ -17,6 +17,7 @@ CONFIDENCE = 0.95
 COLUMNS = (
     "method", "seed", "learning_rate", "updates", "gradient_evaluations", "epochs", "switched_at",
     "validation_accuracy", "test_accuracy", "test_loss", "sharpness", "seconds", "folder",
+    "sharpness_images",
 )  # fmt: skip
 
 
@@ -66,12 +67,12 @@ def run_row(record: Mapping[str, Any], method: str, folder: str) -> dict[str, An
         folder: Where it lies, from the comparison's folder.
     """
     metrics = {split: found or {} for split, found in record["metrics"].items()}
-    optimizer = record["optimizer"]
+    optimizer, sharpness = record["optimizer"], record.get("sharpness") or {}
     values = (
         method, record["seed"], optimizer["learning_rate"], record["updates"], record["gradient_evaluations"],
         record["epochs"], (optimizer.get("switch") or {}).get("step"), metrics["validation"].get("accuracy"),
         metrics["test"].get("accuracy"), metrics["test"].get("loss"),
-        ((record.get("sharpness") or {}).get("worst_case_increase")), record["seconds"], folder,
+        sharpness.get("worst_case_increase"), record["seconds"], folder, sharpness.get("images"),
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -86,12 +87,16 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
 
     Returns:
         For each method ``method``, ``learning_rate``, ``seeds``, ``diverged`` (runs), ``updates`` (median),
-        ``gradient_evaluations`` (mean), ``least_and_most`` (of these), ``seconds`` (median), ``sharpness`` (mean or
-        None), ``<split>_accuracy`` (an :class:`Interval` as a list; of None if all diverged) and ``difference`` (the
-        same of the differences to the reference; None for the reference itself).
+        ``gradient_evaluations`` (mean), ``least_and_most`` (of these), ``seconds`` (median), ``sharpness`` (mean; None
+        where runs did not measure it, or not on as many images), ``<split>_accuracy`` (an :class:`Interval` as a list;
+        of None if all diverged) and ``difference`` (the same of the differences to the reference; None for the
+        reference itself).
     """
     by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
+    sharpness_images = set[Any]()
     for row in rows:
+        if row["sharpness"] is not None:
+            sharpness_images.add(row.get("sharpness_images"))
         by_method.setdefault(row["method"], {})[row["seed"]] = row
     key = f"{split}_accuracy"
     whole = {
@@ -118,7 +123,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], reference: str, split: str = "t
                     find(run["gradient_evaluations"] for run in (runs or all_runs).values()) for find in (min, max)
                 ],
                 "seconds": median(run["seconds"] for run in (runs or all_runs).values()),
-                "sharpness": fmean(sharpness) if sharpness else None,
+                "sharpness": fmean(sharpness) if sharpness and len(sharpness_images) == 1 else None,
                 key: list(interval(accuracies)) if accuracies else [None] * 4,
                 "difference": list(interval(pairs)) if pairs and name != reference else None,
             }

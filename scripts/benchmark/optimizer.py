@@ -237,15 +237,17 @@ def captured_update(device: str = "cpu", *, repeats: int = 21, batch: int = 64) 
     if device != "cuda":
         return []
     model, x, y = _small_resnet(device, batch, "resnet_micro_small")
-    settings = {**SETTINGS, "lr": torch.tensor(SETTINGS["lr"], device=device)}
-    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, capturable=True, **settings)
+    settings = {**SETTINGS, "switch": None, "total_steps": 10**5}
+    captured = {**settings, "lr": torch.tensor(SETTINGS["lr"], device=device), "capturable": True}
+    optimizer = RTSPUGD(model.parameters(), **captured)
+    plain = RTSPUGD(model.parameters(), **settings)
 
     def passes() -> None:
         optimizer.zero_grad(set_to_none=False)
         for _ in range(2):
             cross_entropy(model(x), y).backward()
 
-    def update() -> None:
+    def update(optimizer: RTSPUGD = optimizer) -> None:
         optimizer.zero_grad(set_to_none=False)
         cross_entropy(model(x), y).backward()
         with optimizer.perturbed(), keep_buffers(model):
@@ -255,6 +257,7 @@ def captured_update(device: str = "cpu", *, repeats: int = 21, batch: int = 64) 
     graphs = {}
     for name, call in (("update", update), ("passes", passes)):
         aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):
                 call()
@@ -262,7 +265,7 @@ def captured_update(device: str = "cpu", *, repeats: int = 21, batch: int = 64) 
         graphs[name] = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graphs[name]):
             call()
-    sides = {"eager update": update, **{name: graph.replay for name, graph in graphs.items()}}
+    sides = {"eager update": lambda: update(plain), **{name: graph.replay for name, graph in graphs.items()}}
     seconds = interleaved(sides, repeats=repeats)
     return [
         Figure(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -128,10 +130,76 @@ def test_the_host_goes_on_where_a_graph_has_stopped(monkeypatch: pytest.MonkeyPa
             loop.update()
     assert captured.optimizer._position is position
     captured.optimizer.total_steps = plain.optimizer.total_steps = 2 * UPDATES
-    captured.update()
+    with pytest.warns(UserWarning, match="Capture anew"):
+        captured.update()
     plain.update()
     assert torch.equal(captured.weights(), plain.weights())
     assert captured.optimizer.stats() == pytest.approx(plain.optimizer.stats(), rel=1e-6)  # α in float32
+
+
+def captured_at_step_eight(monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[Loop, Recording, dict[str, Any]]:
+    loop, graph = make("sgd", capturable=True, **more), Recording()
+    for _ in range(4):
+        loop.update()
+    early = loop.optimizer.state_dict()
+    with graph.capture(monkeypatch):
+        loop.update()
+    for _ in range(3):
+        graph.replay()
+    return loop, graph, copy.deepcopy(early)
+
+
+SAVED = {
+    "state_dict": lambda optimizer: optimizer.state_dict()["param_groups"][0]["rts_step"],
+    "deepcopy": lambda optimizer: copy.deepcopy(optimizer).stats()["step"],
+    "pickle": lambda optimizer: pickle.loads(pickle.dumps(optimizer)).stats()["step"],
+    "stats": lambda optimizer: optimizer.stats()["step"],
+}
+
+
+@pytest.mark.parametrize("way", SAVED)
+def test_what_is_saved_after_a_graph_stands_where_the_graph_does(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, _, _ = captured_at_step_eight(monkeypatch)
+    assert SAVED[way](loop.optimizer) == 8
+
+
+def test_a_load_or_a_restart_after_a_graph_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, _, early = captured_at_step_eight(monkeypatch)
+    loop.optimizer.load_state_dict(early)
+    assert loop.optimizer.stats()["step"] == 4
+    loop, _, _ = captured_at_step_eight(monkeypatch)
+    loop.optimizer.restart()
+    assert (loop.optimizer.stats()["step"], loop.optimizer.phase) == (0, "sgd")
+    loop, _, _ = captured_at_step_eight(monkeypatch)
+    loop.optimizer.join(1)
+    assert loop.optimizer.stats()["step"] == 1
+
+
+def test_a_graph_with_old_schedules_is_told_and_touches_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, _, _ = captured_at_step_eight(monkeypatch)
+    used = loop.optimizer._position, *loop.optimizer._buffers
+    loop.optimizer.total_steps = 2 * UPDATES
+    with pytest.warns(UserWarning, match="Capture anew"):
+        loop.update()
+    assert loop.optimizer.stats()["step"] == 9
+    assert loop.optimizer._position is not used[0]
+    position, buffers, _ = loop.optimizer._held_for_graphs[0]  # a graph writes there, whatever lies there by then
+    assert all(held is each for held, each in zip((position, *buffers), used, strict=True))
+
+
+def test_weights_of_low_precision_follow_the_same_schedules() -> None:
+    plain, captured = ({}, {"capturable": True})
+    told = []
+    for more in (plain, captured):
+        loop = make("sgd", total_steps=1000, **more)
+        loop.net.bfloat16()
+        loop.batch = loop.batch[0].bfloat16(), loop.batch[1].bfloat16()
+        loop.optimizer = RTSPUGD(loop.net.parameters(), 0.05, switch=None, total_steps=1000, fused=True, **more)
+        for _ in range(3):
+            loop.update()
+        told.append((loop.weights(), loop.optimizer.stats()))
+    assert torch.equal(told[0][0], told[1][0])
+    assert told[0][1] == pytest.approx(told[1][1], rel=1e-6)
 
 
 def test_a_rate_on_the_device_moves_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +251,7 @@ def test_a_base_that_steps_from_the_host_is_refused() -> None:
         RTSPUGD([nn.Parameter(torch.ones(2))], 0.1, base="lion", capturable=True)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 8), reason="the compiler of torch 2.7 breaks the graph at plain Python")
 @pytest.mark.parametrize("name", ["sgd", "sam", "heating"])
 def test_a_compiled_step_is_one_graph(name: str) -> None:
     torch._dynamo.reset()

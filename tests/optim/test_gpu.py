@@ -195,6 +195,7 @@ def test_a_cuda_graph_of_an_update_goes_on_with_schedules_and_rate(base: str) ->
         optimizer.step()
 
     aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(5):
             update(nets[1], captured)

@@ -60,6 +60,19 @@ for method in ("pugd", "sam", "asam"):
         launches.clear()
         assert_close(train({"cpu"}, method, **settings), train(set(), method, **settings))
         assert launches == ["_save_and_measure", "_perturb"] * 3, launches
+module._KERNEL_DEVICES = {"cpu"}
+weight = nn.Parameter(torch.ones(3))
+optimizer = RTSPUGD([weight], 0.1, switch=None, total_steps=5)
+loss = weight.prod()
+loss.backward(retain_graph=True)
+with optimizer.perturbed():
+    try:  # at other weights than those that it was made at
+        loss.backward()
+    except RuntimeError as error:
+        assert "inplace" in str(error)
+    else:
+        raise AssertionError("autograd did not see that the weights have moved")
+
 launches.clear()  # the kernels are for float32 alone, and walk through memory
 for settings in ({"dtype": torch.float64}, {"relay": True}):
     assert_close(train({"cpu"}, "pugd", **settings), train(set(), "pugd", **settings))
