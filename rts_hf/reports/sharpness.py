@@ -363,6 +363,8 @@ def measure_run_sharpness(
     """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None, "Sharpness was not measured: the weights are sharded over processes."
+    if seconds <= 0:
+        return None, "Sharpness was not measured: a tenth of the run leaves no time; --measure_sharpness measures it."
     total: int = len(train)  # type: ignore[arg-type]
     count, iterations, least = min(total, IMAGES), ITERATIONS, 0.0
     if tell is not None or not math.isinf(seconds):

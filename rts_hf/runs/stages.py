@@ -260,8 +260,8 @@ def _record_the_end(plan: Plan, training: Training, error: BaseException) -> Non
 
 # What follows the training, but for measuring validation and test, may take this share of the run's time, unless all of
 # it is asked for. Pictures come first, about as long whatever was trained; then training images, with half of what is
-# left, but three seconds at any rate, so that of a small data set all are measured each time; then sharpness.
-_SHARE_OF_TIME, _PICTURES_SECONDS, _LEAST_SECONDS = 0.1, 1.7, 3.0
+# left, but a second at any rate, so that of a small data set all are measured each time; then sharpness.
+_SHARE_OF_TIME, _PICTURES_SECONDS, _LEAST_SECONDS = 0.1, 1.7, 1.0
 _LEAST_IMAGES = 128  # on fewer training images an accuracy would tell little
 
 

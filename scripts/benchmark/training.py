@@ -258,7 +258,7 @@ def start(*, repeats: int = 3, warm_up: int = 1) -> Figure:
         "start",
         "from command to first update of the main job ÷ `import torch, timm, transformers`",
         ratio(seconds, "job", "imports"),
-        2.0,
+        1.5,
         details=medians(seconds),
     )
 
