@@ -86,8 +86,8 @@ class DataArguments:
     dataset: str = field(
         default="digits",
         metadata={
-            "help": "digits or photo_patches (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a local "
-            "folder (image folder, parquet files, or saved with save_to_disk)."
+            "help": "digits, photo_patches or mnist_5k (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a "
+            "local folder (image folder, parquet files, or saved with save_to_disk)."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})
