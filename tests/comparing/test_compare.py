@@ -110,7 +110,7 @@ def test_a_comparison_from_its_command_to_its_page(
     card = render_card(run)
     assert "Compared with other optimizers" in card
     (sgd,) = (row["test_accuracy"][0] for row in found["methods"] if row["method"] == "sgd")
-    assert f" of 7 updates, 10 gradients; plain SGD's test accuracy for as many is {sgd:.4f}." in card
+    assert f" of 7 updates, 10 gradients; plain SGD's mean test accuracy for as many is {sgd:.4f}." in card
     assert next(line for line in table.splitlines() if line.startswith("| rts_pugd")) in card
     command = [*WORDS, "--opt", "sgd", "--max_steps", "2", "--output_dir", str(run), "--overwrite"]
     train(*parse_arguments(command))
