@@ -51,8 +51,8 @@ class Benchmark(NamedTuple):
 # ImageNet weights from a package, all of them trained. 500 images are 15 batches of 32 and one of 20.
 _PRETRAINED = (
     "--checkpoint", "efficientnet_lite0", "--image_size", "64", "--max_train_samples", "500",
-    "--per_device_train_batch_size", "32", "--eval_strategy", "steps", "--eval_steps", "32", "--save_strategy", "steps",
-    "--save_steps", "32",
+    "--per_device_train_batch_size", "32", "--eval_strategy", "steps", "--eval_steps", "48", "--save_strategy", "steps",
+    "--save_steps", "48",
 )  # fmt: skip
 # With two updates an epoch, evaluating after each epoch would cost more than training.
 _RARELY = ("--eval_strategy", "steps", "--eval_steps", "15", "--save_strategy", "steps", "--save_steps", "15")
