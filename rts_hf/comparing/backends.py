@@ -12,14 +12,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rts_hf.reports.run_folder import RECORD_NAME, read_record
+from rts_hf.training.checkpoints import last_checkpoint
+
 BACKENDS = ("local", "ray")
+TRIES = 4  # of a run whose machines are lost, one after another
 
 
 class Job(NamedTuple):
     """One run of the training command.
 
     Args:
-        words: Its command line, without the program's name.
+        words: Its command line, without the program's name and without what :func:`going_on` adds.
         log: File that what it prints is added to.
         measure_test: Whether the test split is read, at its end.
     """
@@ -28,9 +32,29 @@ class Job(NamedTuple):
     log: Path
     measure_test: bool = True
 
+    @property
+    def folder(self) -> Path:
+        """The run's."""
+        return Path(self.words[self.words.index("--output_dir") + 1])
+
+
+class Interrupted(RuntimeError):
+    """A run has stopped in order, since its machine is taken away."""
+
+
+def going_on(folder: Path) -> list[str]:
+    """Return the options by which a run goes on with what an earlier try left: at its checkpoint, or else over it."""
+    if not (folder / RECORD_NAME).is_file():
+        return []
+    try:
+        last_checkpoint(folder)
+    except (ValueError, OSError):
+        return ["--overwrite"]
+    return ["--resume_from_checkpoint", "last"]
+
 
 def run_job(job: Job) -> None:
-    """Run the training command in this process, its output in the job's log.
+    """Run the training command in this process, or go on with it, its output in the job's log.
 
     Raises:
         ValueError, OSError, rts_hf.TrainingFault: As :func:`rts_hf.train` does.
@@ -44,7 +68,7 @@ def run_job(job: Job) -> None:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        train(*parse_arguments(job.words), measure_test=job.measure_test)
+        train(*parse_arguments([*job.words, *going_on(job.folder)]), measure_test=job.measure_test)
 
 
 def run_jobs(jobs: Sequence[Job], *, at_once: int = 1, backend: str = "local") -> Iterator[tuple[Job, str | None]]:
@@ -54,7 +78,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int = 1, backend: str = "local") -
         jobs: What to run; all of them are, also after one has failed.
         at_once: Processes on this machine, or tasks of the cluster, at a time; at least 1.
         backend: One of :data:`BACKENDS`. For ``ray``, the current folder and the jobs' lie where all machines of the
-            cluster see them; each job gets a GPU, or an even share of one.
+            cluster see them; each job gets a GPU, or an even share of one. One whose machine is lost goes on elsewhere;
+            one that fails does not.
 
     Raises:
         ValueError: If Ray is asked for and not installed.
@@ -96,7 +121,8 @@ def _with_ray(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, str | No
         ray.init(log_to_driver=False, include_dashboard=False)
     # A task whose resources name no GPU sees them all, and shares them with every other.
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    options: dict[str, Any] = {"max_retries": 0, **({"num_gpus": gpu_share(gpus, at_once)} if gpus else {})}
+    options: dict[str, Any] = {"num_gpus": gpu_share(gpus, at_once)} if gpus else {}
+    options |= {"max_retries": TRIES - 1, "retry_exceptions": [Interrupted]}
     remote: Any = ray.remote(**options)(_run_in)
     waiting = list(jobs)
     running: dict[Any, Job] = {}
@@ -131,6 +157,8 @@ def _run_in(folder: str, job: Job) -> None:
     """Run a job in a folder: a worker's own is that of ``ray start``, and paths in a command are of the caller's."""
     os.chdir(folder)
     run_job(job)
+    if read_record(job.folder)["status"] == "interrupted":
+        raise Interrupted(f"{job.folder} was stopped by SIGTERM")
 
 
 def _prepare_worker(threads: int) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rts_hf.comparing.backends import check_backend_is_there
-from rts_hf.comparing.comparison import Comparison, make_runs
+from rts_hf.comparing.backends import check_backend_is_there, going_on
+from rts_hf.comparing.comparison import Cell, Comparison, make_runs
 from rts_hf.comparing.method import option, parse_method, parse_recipe
 from rts_hf.comparing.report import write_report
 from rts_hf.comparing.tuning import check_optuna_is_there, check_seeds, read_trials, search
@@ -171,28 +171,43 @@ def _tuning(trials: Sequence[Mapping[str, Any]], source: str | Path | None) -> d
     return counts if source is None else {**counts, "source": Path(source).resolve().parent.name}
 
 
+_NEW = ""
+_PILOTS = (
+    "# pilots, which tell how long runs with a listening switch may be; give this command again when they have run:"
+)
+_BEGUN = "# begun, to go on with if no longer running:"
+
+
 def missing_commands(opts: Sequence[str], **settings: Any) -> list[str]:
     """Return the commands of the runs that a comparison lacks, for any scheduler; those begun come last.
+
+    Where a switch listens, these are first the pilots that tell how long its runs may be. What follows from them is
+    told by the next call, when they have run.
 
     Args:
         opts: As in :func:`compare`.
         settings: Likewise.
 
     Raises:
-        ValueError: Where only runs can tell what the commands are.
+        ValueError: Where learning rates are to be chosen, or the test split is not to be read.
     """
     if settings["tune"]:
         raise ValueError("--print_commands cannot choose learning rates; name one in --opts 'NAME --learning_rate LR'.")
     if settings["validation_only"]:
         raise ValueError("--print_commands: the training command reads the test split; leave --validation_only out.")
     comparison = plan(opts, **settings)
-    for method in comparison.methods:
-        if method.updates is None:
-            raise ValueError(f"--print_commands: only pilot runs tell how long {method.label!r} may be; leave it out.")
-    new, begun = list[str](), list[str]()
-    for cell in comparison.cells():
+    pilots = list[Cell]()
+    comparison.settle_lengths(pilots.extend)
+    pilots = [cell for cell in pilots if comparison.job(cell) is not None]
+    waiting = {(cell.method.label, cell.seed) for cell in pilots}
+    settled = [cell for cell in comparison.cells() if cell.method.updates is not None]
+    runs = [cell for cell in settled if (cell.method.label, cell.seed) not in waiting]
+    parts: dict[str, list[str]] = {_NEW: [], _PILOTS: [], _BEGUN: []}
+    for cell in (*runs, *pilots):
         job = comparison.job(cell)
         if job is not None:
-            where = job.words[job.words.index("--output_dir") :]
-            (begun if len(where) > 2 else new).append(f"{comparison.command(cell)} {shlex.join(where)}")
-    return [*new, *(["# begun, to go on with if no longer running:"] if begun else []), *begun]
+            left = going_on(job.folder)
+            part = _BEGUN if left else _PILOTS if cell in pilots else _NEW
+            where = shlex.join(["--output_dir", str(job.folder), *left])
+            parts[part].append(f"{comparison.command(cell)} {where}")
+    return [line for head, lines in parts.items() if lines for line in ([head, *lines] if head else lines)]

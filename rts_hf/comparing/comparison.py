@@ -20,7 +20,7 @@ from rts_hf.runs.command_line import parse_arguments
 from rts_hf.runs.record import command_line
 from rts_hf.runs.stages import load_run_data
 from rts_hf.training.arguments import RTSTrainingArguments, settings_of, trajectory_settings
-from rts_hf.training.checkpoints import FREE_SETTINGS, last_checkpoint
+from rts_hf.training.checkpoints import FREE_SETTINGS
 from rts_hf.training.checks import warn_of_a_single_image
 from rts_hf.training.window import share_taken
 
@@ -134,7 +134,8 @@ class Comparison:
         the learning rate, so a call after one was chosen settles the lengths for it.
 
         Args:
-            run: Makes the runs it is given; those of all methods and seeds side by side.
+            run: Makes the runs it is given; those of all methods and seeds side by side. What waits for one that it has
+                not made is left open.
             every_seed: Whether each seed's length is settled, and not the first's only, which then counts for all.
         """
         for seeds in (self.seeds[:1], self.seeds[1:] if every_seed else ()):
@@ -146,7 +147,7 @@ class Comparison:
             (place, seed): {}
             for place, method in enumerate(self.methods)
             for seed in seeds
-            if method.label in self._listening
+            if method.label in self._listening and (seed == self.seeds[0] or method.updates is not None)
         }
         wanted = {pair: self.methods[pair[0]].updates or budget for pair in tried}
         for _ in range(PILOTS):
@@ -158,7 +159,11 @@ class Comparison:
                 break
             run(list(pilots.values()))
             for pair, cell in pilots.items():
-                updates, record = wanted.pop(pair), read_record(cell.folder)
+                updates = wanted.pop(pair)
+                if self.job(cell) is not None:
+                    del tried[pair]
+                    continue
+                record = read_record(cell.folder)
                 if record["status"] == "diverged":  # it tells nothing of when the switch fires
                     continue
                 tried[pair][updates] = record["gradient_evaluations"]
@@ -210,7 +215,6 @@ class Comparison:
                 )
             if record["status"] in ENDED:
                 return None
-            words += self._going_on(cell.folder)
         return Job(tuple(words), log, measure_test)
 
     def default_learning_rate(self, method: Method) -> float:
@@ -251,13 +255,6 @@ class Comparison:
         if method.learning_rate is not None:
             words += ["--learning_rate", f"{method.learning_rate:g}"]
         return [*words, "--output_dir", str(cell.folder)]
-
-    def _going_on(self, folder: Path) -> list[str]:
-        try:
-            last_checkpoint(folder)
-        except (ValueError, OSError):
-            return ["--overwrite"]
-        return ["--resume_from_checkpoint", "last"]
 
     def _check_words(self, method: Method) -> None:
         for word in (*self.words, *method.words[2:]):

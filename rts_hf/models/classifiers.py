@@ -21,6 +21,7 @@ from rts_hf.models.backbones import (
     image_arguments,
     listed,
 )
+from rts_hf.models.packaged import PACKAGED, told
 from rts_hf.models.small_image import is_small_image_variant, plain_name, recorded_name
 from rts_hf.models.weights import create_from_checkpoint, read_checkpoint, read_config
 from rts_hf.upstream import take
@@ -87,8 +88,8 @@ def build_model(
         interpolation: resize filter of the recorded preprocessing, one of ``INTERPOLATIONS``.
         pretrained: load timm's weights from the Hub or its cache; ``pretrained_data_config(name)`` gives the
             preprocessing they were made with.
-        checkpoint: a ``.safetensors`` file or a folder that holds one, with timm's keys or transformers'. The
-            classifier starts anew where the class count differs.
+        checkpoint: a ``.safetensors`` file or a folder that holds one, with timm's keys or transformers', or a key
+            of ``PACKAGED``. The classifier starts anew where the class count differs.
         small_image_stem: take the small-image variant of a ResNet. None: as the checkpoint's own stem says, or
             without one up to 64 px and not for pretrained weights.
         model_args: further arguments of the timm model (``drop_path_rate``, ``patch_size``, ...), as JSON values.
@@ -154,7 +155,7 @@ def pretrained_data_config(name: str) -> dict[str, Any]:
     """The ``mean``, ``std`` and ``interpolation`` that a model's pretrained weights were made with.
 
     Args:
-        name: as for ``build_model`` with ``pretrained=True``.
+        name: as for ``build_model`` with ``pretrained=True``, or a key of ``PACKAGED``.
 
     Raises:
         ValueError: on an unknown name or one without pretrained weights.
@@ -164,12 +165,13 @@ def pretrained_data_config(name: str) -> dict[str, Any]:
         >>> pretrained_data_config("vit_tiny_patch16_224")
         {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'interpolation': 'bicubic'}
     """
-    data = find_backbone(name, pretrained=True).data
+    packaged = PACKAGED.get(name)
+    data = find_backbone(packaged.architecture if packaged else name, pretrained=True).data
     return {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "interpolation": data["interpolation"]}
 
 
 def base_model_id(name: str) -> str | None:
-    """The Hub repository that a model's pretrained weights come from, or None where they lie elsewhere.
+    """What pretrained weights come from: a Hub repository or a Python package, or None where they lie elsewhere.
 
     ``name`` and errors are those of ``pretrained_data_config``.
 
@@ -177,6 +179,8 @@ def base_model_id(name: str) -> str | None:
         >>> base_model_id("resnet18")
         'timm/resnet18.a1_in1k'
     """
+    if name in PACKAGED:
+        return told(name)
     source = find_backbone(name, pretrained=True)
     repository = source.name.removeprefix("hf-hub:")
     return repository.partition("@")[0] if repository != source.name else source.data.get("hf_hub_id")

@@ -1,4 +1,4 @@
-"""Weights from a local safetensors file or folder, put into a timm backbone."""
+"""Weights from a local safetensors file or folder, or from a package, put into a timm backbone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rts_hf.files import read_json_object
 from rts_hf.models.backbones import Source, create_backbone, listed
+from rts_hf.models.packaged import PACKAGED, read_packaged
 from rts_hf.models.small_image import plain_name
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class Checkpoint(NamedTuple):
     Args:
         path: where they were read.
         weights: tensors by timm's keys, on the CPU.
-        config: the ``config.json`` beside them; empty where there is none.
+        config: the ``config.json`` beside them, or as much of one as is known; empty where there is none.
     """
 
     path: Path
@@ -34,10 +35,13 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a ``.safetensors`` file, or the one (sharded or not) of a saved model, checkpoint or run folder.
+    """Read a ``.safetensors`` file, that (sharded or not) of a saved model, checkpoint or run folder, or a package's.
 
-    Keys may be timm's or those of transformers' wrapper (``timm_model.`` before each). Nothing but safetensors
-    is read, because unpickling a file runs whatever code it holds.
+    Keys may be timm's or those of transformers' wrapper (``timm_model.`` before each). Of what is given by its path,
+    nothing but safetensors is read, because unpickling a file runs whatever code it holds.
+
+    Args:
+        path: of the file or folder, or a key of `PACKAGED`, which goes before a path of that name.
 
     Raises:
         ValueError: where there is no such file, it is of another format or damaged, or a weight is not finite.
@@ -46,6 +50,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(
             f"checkpoint {path!r} is no path: give a .safetensors file or a folder that holds one, as text"
         )
+    if path in PACKAGED:
+        file, weights = read_packaged(str(path))
+        return Checkpoint(file, weights, {"architecture": PACKAGED[str(path)].architecture})
     path = Path(path).expanduser()
     if path.is_dir():
         files = _files_in(path)
@@ -61,7 +68,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights: dict[str, Tensor] = {}
+    weights = {}
     for file in files:
         try:
             weights.update(load_file(file))
@@ -98,6 +105,8 @@ def checkpoint_architecture(path: str | Path) -> str | None:
     Raises:
         ValueError: where ``config.json`` is damaged.
     """
+    if path in PACKAGED:
+        return PACKAGED[str(path)].architecture
     path = Path(path).expanduser()
     named = read_config(path if path.is_dir() else path.parent).get("architecture")
     return plain_name(named.partition(".")[0]) if isinstance(named, str) and named else None
@@ -146,7 +155,7 @@ def create_from_checkpoint(
         )
     except ValueError as error:
         named = checkpoint.config.get("architecture")
-        origin = f", whose config.json names {plain_name(str(named))}," if named else ""
+        origin = f", which is of {plain_name(str(named))}," if named else ""
         raise ValueError(
             f"checkpoint {checkpoint.path}{origin} does not fit {source.architecture} with {dict(arguments)}: "
             f"{_differences(weights, expected) or error}; build the model that it was made with"

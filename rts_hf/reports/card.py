@@ -16,7 +16,7 @@ from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, progress_at
 from rts_hf.reports.comparison import section
 from rts_hf.reports.confusion import class_results, confusion_split, measured_split
 from rts_hf.reports.run_folder import COMPARISON_NAME, is_finite, perturbed_since, read_log, read_record, was_perturbed
-from rts_hf.reports.text import clean, code_block, counted, escaped, measured_share, number, share, text
+from rts_hf.reports.text import clean, code_block, counted, escaped, measured_share, number, share, spent, text
 from rts_hf.training.faults import KINDS
 
 if TYPE_CHECKING:
@@ -143,9 +143,12 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
     drawn = {"history": True, "schedules": bool(optimizer.get("method")), "sharpness": sharpness is not None}
     drawn["confusion"] = confusion_split(record) is not None
     compared = folder / COMPARISON_NAME
+    comparison = read_json_object(compared) if compared.is_file() else None
     return {
-        "comparison": section(read_json_object(compared)) if compared.is_file() else None,
-        "run": escaped(record) | {"gradient_evaluations": round(record["gradient_evaluations"])},
+        "comparison": None if comparison is None else section(comparison),
+        "plain_sgd": None if comparison is None or optimizer["name"] == "sgd" else _plain_sgd(comparison),
+        "run": escaped(record),
+        "spent": spent(record),
         "complete": complete,
         "metrics": {split: _metrics(record, split) for split in SPLITS},
         "number": number,
@@ -186,6 +189,12 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
 def _metrics(record: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Return what was measured on a split; nothing of one that is not there or was not measured yet."""
     return (record.get("metrics") or {}).get(split) or {}
+
+
+def _plain_sgd(comparison: Mapping[str, Any]) -> float | None:
+    """Return the mean test accuracy of SGD's runs in a comparison, each of as many gradients; None without any."""
+    found = (row.get("test_accuracy") or [None] for row in comparison["methods"] if row["method"] == "sgd")
+    return next((mean for mean, *_ in found), None)
 
 
 def _source_split(record: Mapping[str, Any], role: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rts_hf.reports.run_folder import is_finite
+from rts_hf.training.window import share_taken
 
 FIXED_BELOW = 100.0  # losses from here on are written with four digits, not with four decimals
 TEXT_LIMIT = 200  # characters of one name or note
@@ -43,6 +44,24 @@ def measured_share(value: object) -> str:
 def counted(value: object, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, which is in the singular after 1 only."""
     return f"{number(value)} {noun if value == 1 else plural or noun + 's'}"
+
+
+def spent(record: Mapping[str, Any]) -> str:
+    """Return how many updates of a run were perturbed, and what all took, as its card and its closing table say it.
+
+    >>> spent({"updates": 630, "gradient_evaluations": 945, "optimizer": {}})
+    'perturbed 315 of 630 updates, 945 gradients'
+
+    Args:
+        record: What ``run.json`` holds.
+    """
+    updates, gradients = record["updates"], record["gradient_evaluations"]
+    share_of_images = record["optimizer"].get("perturb_fraction") or 1
+    if share_of_images < 1:
+        batch = ((record.get("arguments") or {}).get("training") or {}).get("per_device_train_batch_size")
+        share_of_images = share_taken(share_of_images, batch) if isinstance(batch, int) else share_of_images
+    perturbed = round((gradients - updates) / share_of_images)
+    return f"perturbed {number(perturbed)} of {counted(updates, 'update')}, {counted(round(gradients), 'gradient')}"
 
 
 def escaped(value: Any) -> Any:

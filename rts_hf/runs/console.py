@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from rts_hf.models.classifiers import plain_name
 from rts_hf.optim.registration import unwrap_optimizer
+from rts_hf.reports.text import spent
 from rts_hf.training.faults import KINDS
 from rts_hf.training.temperon import NAME as TEMPERON
 
@@ -128,8 +129,7 @@ def summary(record: Mapping[str, Any], folder: str) -> str:
         "",
         *_recipe(record),
         f"{'Switch':22}{_switch(record)}",
-        f"{'Gradient evaluations':22}{round(record['gradient_evaluations'])} in {_count(record['updates'], 'update')}, "
-        f"{_count(record['epochs'], 'epoch')}",
+        f"{'Cost':22}{spent(record)}, {_count(record['epochs'], 'epoch')}",
         *([f"{'Sharpness':22}{_sharpness(record['sharpness'])}"] if record.get("sharpness") else []),
         f"{'Seconds':22}{record['seconds']:.0f}",
         *(

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rts_hf.models.weights import checkpoint_architecture
 from rts_hf.publishing.hub import check_access, check_name
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.runs.arguments import check_effects
 from rts_hf.runs.folder import TRAINERS_DEFAULT, choose_folder, on_main_process
 from rts_hf.training.arguments import (
-    DEFAULT_MODEL,
     DataArguments,
     ModelArguments,
     RTSTrainingArguments,
@@ -29,7 +27,7 @@ class Plan:
     """A run's arguments, complete and checked.
 
     Args:
-        model_args: Which backbone; its ``model`` is a name.
+        model_args: Which backbone.
         data_args: Which images, and how they are split.
         training_args: How to train; its ``output_dir`` is the run's folder.
         measure_test: Whether the test split is read at the end.
@@ -60,16 +58,14 @@ class Plan:
 def make_plan(
     model_args: ModelArguments, data_args: DataArguments, training_args: RTSTrainingArguments, *, measure_test: bool
 ) -> Plan:
-    """Check all arguments, and fill in what they leave open: the model's name, the folder, the repository.
+    """Check all arguments, and fill in what they leave open: the folder, the repository.
 
     Raises:
         ValueError: For what is not legal, contradicts itself, or may not be published.
     """
     started = time.monotonic()
     check_command(training_args)
-    name = model_args.model or checkpoint_architecture(str(model_args.checkpoint)) or DEFAULT_MODEL
-    model_args.model = name  # which the checkpoint may have had to say
-    choose_folder(training_args, f"{data_args.dataset}-{name}-{training_args.opt}")
+    choose_folder(training_args, f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
     _check_starting_weights(model_args, training_args)
     return Plan(model_args, data_args, training_args, measure_test, _repository(training_args), started)
 

@@ -90,7 +90,7 @@ def describe_run(
             "model": {
                 "architecture": plain_name(config.architecture),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "pretrained": model_args.pretrained,
+                "pretrained": model_args.pretrained_weights is not None,
                 "checkpoint": Path(model_args.checkpoint).name if model_args.checkpoint else None,
                 "needs_rts_hf": needs_rts_hf(config.architecture),
             },

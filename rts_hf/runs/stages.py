@@ -92,7 +92,8 @@ def load_run_data(model_args: ModelArguments, data_args: DataArguments) -> DataB
     Raises:
         ValueError: As :func:`rts_hf.load_data` does.
     """
-    preprocessing = pretrained_data_config(str(model_args.model)) if model_args.pretrained else {}
+    weights = model_args.pretrained_weights
+    preprocessing = {} if weights is None else pretrained_data_config(weights)
     data = load_data(
         data_args.dataset,
         dataset_config=data_args.dataset_config,
@@ -113,7 +114,7 @@ def load_run_data(model_args: ModelArguments, data_args: DataArguments) -> DataB
         cache_dir=data_args.cache_dir,
         **preprocessing,
     )
-    return replace(data, normalisation="pretrained weights") if model_args.pretrained else data
+    return data if weights is None else replace(data, normalisation="pretrained weights")
 
 
 def make_model(plan: Plan, data: DataBundle) -> Any:
@@ -387,7 +388,8 @@ def record(plan: Plan, training: Training, status: str, measured: Measured | Non
     described = describe_run(
         trainer, training.data, model_args, plan.data_args, found.metrics, trainer.seconds, status=status
     )
-    described["model"]["base_model"] = base_model_id(str(model_args.model)) if model_args.pretrained else None
+    weights = model_args.pretrained_weights
+    described["model"]["base_model"] = None if weights is None else base_model_id(weights)
     described["classes"] = found.classes
     described["sharpness"] = found.sharpness
     described["warnings"] += found.remarks

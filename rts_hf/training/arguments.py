@@ -12,6 +12,8 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from rts_hf.data.splits import check_label_noise, check_train_fraction
+from rts_hf.models.packaged import PACKAGED, find_packaged
+from rts_hf.models.weights import checkpoint_architecture
 from rts_hf.optim.parallelism import check_requests
 from rts_hf.optim.schedules import STRATEGIES
 from rts_hf.optim.switches import SWITCHES
@@ -37,8 +39,8 @@ class ModelArguments:
     """Which backbone is trained, and from which weights.
 
     Raises:
-        ValueError: For ``pretrained`` beside ``checkpoint``, ``model_args`` that are not a JSON object, or a name that
-            is empty.
+        ValueError: For ``pretrained`` beside ``checkpoint``, ``model_args`` that are not a JSON object, a name that
+            is empty, or a checkpoint whose ``config.json`` is damaged or whose package is not installed.
     """
 
     _argument_group_name = "model"
@@ -49,7 +51,11 @@ class ModelArguments:
     )
     pretrained: bool = field(default=False, metadata={"help": "Start from timm's weights on the Hub."})
     checkpoint: str | None = field(
-        default=None, metadata={"help": "Start from a safetensors file or a run folder; a head of another size is new."}
+        default=None,
+        metadata={
+            "help": f"Start from a safetensors file, a run folder, or a package's weights ({', '.join(PACKAGED)}); a "
+            "head of another size is new."
+        },
     )
     small_image_stem: bool | None = field(
         default=None,
@@ -65,12 +71,20 @@ class ModelArguments:
     def __post_init__(self) -> None:
         _check_texts(self)
         self.model_args = _json_object("model_args", self.model_args)
-        if self.model is None and self.checkpoint is None:
-            self.model = DEFAULT_MODEL
+        if self.checkpoint in PACKAGED:
+            find_packaged(str(self.checkpoint))
+        if self.model is None:
+            self.model = checkpoint_architecture(self.checkpoint) if self.checkpoint is not None else None
+            self.model = self.model or DEFAULT_MODEL
         if self.pretrained and self.checkpoint is not None:
             raise ValueError(
                 f"pretrained=True and checkpoint={self.checkpoint!r} both name the starting weights; leave one out."
             )
+
+    @property
+    def pretrained_weights(self) -> str | None:
+        """The name of the pretrained weights that the model starts from, for ``pretrained_data_config``; or None."""
+        return self.model if self.pretrained else self.checkpoint if self.checkpoint in PACKAGED else None
 
 
 @dataclass
@@ -86,8 +100,8 @@ class DataArguments:
     dataset: str = field(
         default="digits",
         metadata={
-            "help": "digits or photo_patches (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a local "
-            "folder (image folder, parquet files, or saved with save_to_disk)."
+            "help": "digits, photo_patches or mnist_5k (embedded), cifar10, cifar100, tiny_imagenet, any Hub id, or a "
+            "local folder (image folder, parquet files, or saved with save_to_disk)."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set."})

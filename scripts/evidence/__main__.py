@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--output_dir", default="comparisons", metavar="DIR", help="Of the runs (default: %(default)s)."
     )
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="Of each method (default: %(default)s).")
+    parser.add_argument("--seeds", type=int, metavar="N", help="Of each method (default: 10; 5 of pretrained weights).")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="Runs at a time (default: %(default)s).")
     arguments = parser.parse_args()
     for name, words in commands(arguments.output_dir, seeds=arguments.seeds, jobs=arguments.jobs):

@@ -20,7 +20,8 @@ METHODS = ("sgd", "sam", "asam", "pugd", "temperon", "rts_pugd")
 OWN = "rts_pugd"
 HISTORIES = ("method", "seed", "gradient_evaluations", "validation_accuracy")
 # Every method's learning rate is the best of these, and of what the grid grows by, on the validation split
-TUNING = ("--tune", "2", "--learning_rates", "0.05", "0.1", "0.2", "0.4")
+TUNING = ("--tune", "2", "--learning_rates")
+RATES, PRETRAINED_RATES = ("0.05", "0.1", "0.2", "0.4"), ("0.003", "0.01", "0.03")
 DEFAULT_RATE = 0.1  # of the training command, for all of METHODS
 LANDSCAPE = "digits_noise-100"  # the comparison whose runs of seed 0 the surfaces and the line are of
 NOISY = "digits_noise"  # compared at one learning rate for all too at every budget, where others are at the short one
@@ -41,13 +42,36 @@ class Benchmark(NamedTuple):
     words: tuple[str, ...]
     budgets: tuple[int, ...]
 
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it starts from pretrained weights: with learning rates and a number of seeds of its own."""
+        return "--checkpoint" in self.words
 
+
+# ImageNet weights from a package, all of them trained. 500 images are 15 batches of 32 and one of 20.
+_PRETRAINED = (
+    "--checkpoint", "efficientnet_lite0", "--image_size", "64", "--max_train_samples", "500",
+    "--per_device_train_batch_size", "32", "--eval_strategy", "steps", "--eval_steps", "48", "--save_strategy", "steps",
+    "--save_steps", "48",
+)  # fmt: skip
 # With two updates an epoch, evaluating after each epoch would cost more than training.
 _RARELY = ("--eval_strategy", "steps", "--eval_steps", "15", "--save_strategy", "steps", "--save_steps", "15")
 # Two whole batches of 64: of a tenth, 129 images, every third update would see a single one, which moves a method of
 # unit steps as far as 64 do, and BatchNorm's statistics too.
 _FEW = ("--train_fraction", "0.099", *_RARELY)
 BENCHMARKS = (
+    Benchmark(
+        "finetune_mnist_5k",
+        "ImageNet weights fine-tuned on 500 images of handwritten digits",
+        ("--dataset", "mnist_5k", *_PRETRAINED),
+        (4, 9),
+    ),
+    Benchmark(
+        "finetune_photo_patches",
+        "ImageNet weights fine-tuned on 500 patches of ten photographs",
+        ("--dataset", "photo_patches", *_PRETRAINED),
+        (4, 9),
+    ),
     Benchmark("digits", "as they are", (), (30, 100)),
     Benchmark("digits_noise", "40 % of the training labels wrong", ("--label_noise", "0.4"), (30, 100)),
     Benchmark("digits_few", "128 of the 1,293 training images", _FEW, (200, 600)),
@@ -101,20 +125,22 @@ def names() -> Iterator[tuple[str, Benchmark, int, bool]]:
     for benchmark in BENCHMARKS:
         for budget in benchmark.budgets:
             yield f"{benchmark.name}-{budget}", benchmark, budget, True
-            if benchmark.name == NOISY or budget == benchmark.budgets[0]:
+            if not benchmark.is_pretrained and (benchmark.name == NOISY or budget == benchmark.budgets[0]):
                 yield f"{benchmark.name}-{budget}-default", benchmark, budget, False
 
 
-def commands(output_dir: str, *, seeds: int = 10, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
+def commands(output_dir: str, *, seeds: int | None = None, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
     """Return the name of every comparison of the evidence, and the words of scripts/compare.py that make it.
 
     Args:
         output_dir: Folder of their folders.
-        seeds: Of each method; the study has three of its own.
+        seeds: Of each method; None: 10, or 5 where pretrained weights are trained. The study has three of its own.
         jobs: Runs at a time.
     """
     for name, benchmark, budget, is_tuned in names():
-        own = ["--opts", *METHODS, "--seeds", str(seeds), "--budget", str(budget), *(TUNING if is_tuned else ())]
+        runs = seeds or (5 if benchmark.is_pretrained else 10)
+        rates = (*TUNING, *(PRETRAINED_RATES if benchmark.is_pretrained else RATES)) if is_tuned else ()
+        own = ["--opts", *METHODS, "--seeds", str(runs), "--budget", str(budget), *rates]
         where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
         yield name, [*own, *where, *benchmark.words, "--channels_last", "--draw_figures", "false"]
     (noisy,) = (benchmark for benchmark in BENCHMARKS if benchmark.name == NOISY)

@@ -20,8 +20,8 @@ WORDS = [
 ]  # fmt: skip
 
 
-def job(folder: Path, **changes: bool) -> Job:
-    return Job((*WORDS, "--output_dir", str(folder)), folder.with_suffix(".txt"), **changes)
+def job(folder: Path, *words: str, **changes: bool) -> Job:
+    return Job((*WORDS, *words, "--output_dir", str(folder)), folder.with_suffix(".txt"), **changes)
 
 
 def test_a_job_prints_into_its_log_and_may_leave_the_test_split_alone(
@@ -44,12 +44,15 @@ def test_one_job_that_fails_does_not_stop_the_others(
         ray.init(log_to_driver=False, include_dashboard=False, ignore_reinit_error=True)
     monkeypatch.chdir(tmp_path)
     Path("taken").write_text("in the way")
-    jobs = [job(Path("taken")), job(Path("run"))]
+    wild = job(Path("wild"), "--learning_rate", "1e30", "--max_skipped_updates", "1", "--max_train_samples", "128")
+    jobs = [job(Path("taken")), job(Path("run")), wild]
     found = dict(run_jobs(jobs, at_once=at_once, backend=backend))
     assert found[jobs[1]] is None
     assert "output_dir=" in str(found[jobs[0]])
     assert "Traceback" not in str(found[jobs[0]])
     assert read_record(tmp_path / "run")["status"] == "complete"
+    assert "max_skipped_updates=1" in str(found[wild])
+    assert wild.log.read_text().count("with sgd") == 1  # what fails by itself is not tried again
 
 
 def test_workers_end_with_whoever_gave_them_work(tmp_path: Path) -> None:

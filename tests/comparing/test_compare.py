@@ -109,6 +109,8 @@ def test_a_comparison_from_its_command_to_its_page(
     run = folder / rows[1]["folder"]
     card = render_card(run)
     assert "Compared with other optimizers" in card
+    (sgd,) = (row["test_accuracy"][0] for row in found["methods"] if row["method"] == "sgd")
+    assert f" of 7 updates, 10 gradients; plain SGD's mean test accuracy for as many is {sgd:.4f}." in card
     assert next(line for line in table.splitlines() if line.startswith("| rts_pugd")) in card
     command = [*WORDS, "--opt", "sgd", "--max_steps", "2", "--output_dir", str(run), "--overwrite"]
     train(*parse_arguments(command))
@@ -150,11 +152,39 @@ def test_commands_for_any_scheduler(tmp_path: Path, made: list[Job], capsys: pyt
     main(["train", *shlex.split(again)[5:]])
     assert read_record(run)["status"] == "complete"
     capsys.readouterr()
-    listens = "rts_pugd --switch gradient_variance"
-    with pytest.raises(SystemExit, match=f"only pilot runs tell how long '{listens}' may be"):
-        main(["compare", "--opts", listens, *words, "--print_commands", *WORDS])
     with pytest.raises(SystemExit, match="--print_commands cannot choose learning rates"):
         run_command(*words, "--print_commands", "--tune", "1")
+
+
+def test_commands_of_pilots_come_before_those_of_the_runs_that_they_are_for(
+    tmp_path: Path, made: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listens = "rts_pugd --switch gradient_variance --switch_window 2 --switch_init_steps 2 --switch_gamma 1e9"
+    wanted = ["compare", "--opts", "sgd", listens, "--seeds", "2", "--budget", "3", *WORDS, "--output_dir"]
+    folder, rounds = tmp_path / "by hand", list[list[str]]()
+    for _ in range(12):
+        main([*wanted, str(folder), "--print_commands"])
+        lines = capsys.readouterr().out.splitlines()
+        if not lines:
+            break
+        rounds.append(lines)
+        for line in lines:
+            if not line.startswith("#"):
+                main(["train", *shlex.split(line)[5:]])
+        capsys.readouterr()
+    assert sum(line.startswith("#") for line in rounds[0]) == 1
+    assert len(rounds[0]) == 4  # two runs of SGD, a remark, and the first seed's first pilot
+    assert all("/pilots/" in line for lines in rounds[1:-1] for line in lines[-1:])
+    assert ["/runs/" in line for line in rounds[-1]] == [True] * len(rounds[-1])
+    before = len(made)
+    main([*wanted, str(folder)])
+    assert len(made) == before  # nothing is left to do
+    main([*wanted, str(tmp_path / "at once")])
+    of_runs = [
+        [(row["method"], row["seed"], row["updates"], row["test_accuracy"]) for row in csv.DictReader(file)]
+        for file in ((path / "results.csv").open() for path in (folder, tmp_path / "at once"))
+    ]
+    assert of_runs[0] == of_runs[1]
 
 
 def test_runs_that_diverge_are_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from comparison_for_tests import SMALL, planned
 from run_folder_for_tests import edit_json, write_run_folder
 
-from rts_hf.comparing.backends import Job
+from rts_hf.comparing.backends import Job, going_on
 from rts_hf.comparing.comparison import Cell, Comparison, make_runs
 from rts_hf.comparing.method import parse_method, parse_recipe, updates_within
 from rts_hf.optim.switches import FixedSwitch
@@ -72,7 +72,7 @@ def test_a_complete_run_is_not_made_again_and_a_broken_one_is(tmp_path: Path) ->
     edit_json(cell.folder / "run.json", lambda record: record.update(status="training"))
     job = plan.job(cell)
     assert job is not None
-    assert job.words[-1] == "--overwrite"  # there is no checkpoint to go on from
+    assert going_on(job.folder) == ["--overwrite"]  # there is no checkpoint to go on from
     edit_json(cell.folder / "run.json", lambda record: record.update(command="another"))
     with pytest.raises(ValueError, match=r"seed-0 holds another run .*take another output_dir"):
         plan.job(cell)

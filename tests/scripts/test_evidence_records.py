@@ -51,6 +51,10 @@ def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: p
     )}  # fmt: skip
     assert set(made) - set(tuned) == at_default | set(STUDIES)
     assert {name for name, words in made.items() if "--validation_only" in words} == set(STUDIES)
+    for name, words in commands(str(tmp_path)):
+        is_pretrained = name.startswith("finetune_")
+        assert ("--checkpoint" in words, "0.003" in words) == (is_pretrained, is_pretrained)
+        assert name in STUDIES or words[words.index("--seeds") + 1] == ("5" if is_pretrained else "10")
     for words in made.values():  # all of them can be made
         arguments = words[words.index("--opts") + 1 :]
         for text in arguments[: next(place for place, word in enumerate(arguments) if word == "--seeds")]:
