@@ -112,8 +112,8 @@ class Rung(NamedTuple):
 
 # The very short budgets are the noisiest and the cheapest.
 RUNGS = (
-    Rung({"very short": 1}, (0.1, 0.4), 32),
-    Rung({"very short": 1, "short": 1}, (0.1, 0.4), 12),
+    Rung({"very short": 1}, (0.1, 0.4), 24),
+    Rung({"very short": 1, "short": 1}, (0.1, 0.4), 10),
     Rung({"very short": 1, "short": 1, "long": 1}, (0.1, 0.4), 5),
     Rung({"very short": 6, "short": 3, "long": 3}, (0.1, 0.2, 0.4), 3, grows=True),
     Rung({"very short": 12, "short": 6, "long": 6}, (0.1, 0.2, 0.4), 1, grows=True),
@@ -245,18 +245,25 @@ def read_runs(path: Path) -> list[Run]:
     """Return the runs of a file, each with the types of :class:`Run`; none where there is no file."""
     if not path.is_file():
         return []
+    whole = _whole_lines(path)
     kinds: dict[str, Any] = {"setting": str, "data": str, "learning_rate": float, "accuracy": float, "loss": float}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    kinds["seconds"] = float
     return [
-        Run(**{name: kinds.get(name, float if name == "seconds" else int)(row[name]) for name in Run._fields})
-        for row in rows
-        if None not in row.values()  # a line that was broken off
+        Run(**{name: kinds.get(name, int)(row[name]) for name in Run._fields})
+        for row in csv.DictReader(whole.splitlines())
     ]
+
+
+def _whole_lines(path: Path) -> str:
+    """Return a file's text without what was broken off after its last line."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1]
 
 
 def make_runs(tasks: Sequence[Task], path: Path, *, jobs: int) -> None:
     """Make runs, each in one thread of one of several processes, and add a row for each as it ends."""
+    if path.is_file():
+        write_text(path, _whole_lines(path))
     with multiprocessing.get_context("spawn").Pool(jobs) as pool, path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
@@ -355,7 +362,7 @@ def page(runs: Sequence[Run]) -> str:
     if off:
         names = sorted({run.setting for run in off})
         lines += [f"{len(off)} of {len(runs)} runs ended more than 2 % off their budget, of {'; '.join(names)}.", ""]
-    steps = [*survivors(runs)]
+    steps = [*survivors(runs, RUNGS)]
     told = []
     for number, (rung, settings, missing) in enumerate(steps, start=1):
         measured = _of_rung(runs, rung)
