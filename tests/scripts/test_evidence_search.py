@@ -60,7 +60,8 @@ def test_differences_are_those_at_the_best_rate_of_each() -> None:
 
 
 TINY = {"passes": (1, 2, 3)}  # two updates each
-RUNGS = (Rung({"very short": 1}, (0.1,), 1), Rung({"very short": 1, "short": 2}, (0.1, 0.2), 1))
+RATES = {"very short": (0.1, 0.2), "short": (0.1, 0.2)}
+RUNGS = (Rung({"very short": 1}, {"very short": (0.1,)}, 1), Rung({"very short": 1, "short": 2}, RATES, 1))
 
 
 def test_a_search_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
