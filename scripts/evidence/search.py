@@ -171,7 +171,8 @@ def make_run(task: Task) -> Run:
     updates = _first_length(setting, budget, task.guess)
     for _ in range(TRIES):
         gradients, accuracy, loss = _train(task, data, setting, updates)
-        tried[updates] = Run(*task.key, updates, gradients, budget, accuracy, loss, 0.0)
+        key: Any = task.key
+        tried[updates] = Run(*key, updates, gradients, budget, accuracy, loss, 0.0)
         if abs(gradients / budget - 1) <= CLOSE_ENOUGH or math.isnan(loss):
             break
         updates = max(1, round(updates * budget / gradients))
@@ -192,7 +193,7 @@ def _first_length(setting: Setting | None, budget: int, guess: float | None) -> 
 def _train(task: Task, data: Any, setting: Setting | None, updates: int) -> tuple[int, float, float]:
     """Return the gradients that a run took, and the final weights' validation accuracy and loss."""
     import torch
-    from transformers import ProgressCallback, set_seed
+    from transformers import PrinterCallback, set_seed
 
     from rts_hf.data.loading import collate
     from rts_hf.models.classifiers import build_model
@@ -202,7 +203,7 @@ def _train(task: Task, data: Any, setting: Setting | None, updates: int) -> tupl
 
     (benchmark,) = (each for each in BENCHMARKS if each.name == task.data)
     evaluates = benchmark.listening if setting is not None and setting.listens else {"eval_strategy": "no"}
-    quiet = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False, "disable_tqdm": True}
+    quiet: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "load_best_model_at_end": False}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = CommandArguments(
@@ -211,27 +212,27 @@ def _train(task: Task, data: Any, setting: Setting | None, updates: int) -> tupl
             seed=task.seed,
             max_steps=updates,
             learning_rate=task.learning_rate,
+            disable_tqdm=True,
             **quiet,
             **evaluates,
             **({"opt": SGD} if setting is None else setting.arguments()),
         )
         set_seed(task.seed)
-        model = build_model(
+        model: Any = build_model(
             MODEL,
             label_names=data.label_names,
             image_size=data.image_size,
             mean=data.mean,
             std=data.std,
             interpolation=data.interpolation,
-        ).to(memory_format=torch.channels_last)
-        told = {
+        )
+        model = model.to(memory_format=torch.channels_last)
+        told: dict[str, Any] = {
             "model": model, "args": arguments, "train_dataset": data.train, "eval_dataset": data.validation,
             "data_collator": collate,
         }  # fmt: skip
         trainer = RTSTrainer(**told) if setting is None or setting.is_own else VariedTrainer(setting, **told)
-        for callback in [each for each in trainer.callback_handler.callbacks if "Print" in type(each).__name__]:
-            trainer.remove_callback(callback)
-        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
             metrics = trainer.predict(data.validation).metrics or {}
@@ -378,7 +379,6 @@ def page(runs: Sequence[Run]) -> str:
         section = [heading, ""]
         if found:
             section += [*_table(found, rung.keep if not missing else len(found)), ""]
-            names = {run.setting: None for run in measured if run.setting in settings}
             complete = [each for each in found if len(each.differences) == len(rung.seeds) * len(BENCHMARKS)]
             if complete:
                 chosen = choose(complete, simplicity(runs))
@@ -387,7 +387,7 @@ def page(runs: Sequence[Run]) -> str:
                 verb = "chooses" if number == len(RUNGS) and not missing else "would choose"
                 within = sum(each.worst >= -CAP for each in found)
                 section += [
-                    f"Of these {len(names)} settings {within} lose at most {CAP} points everywhere. The rule {verb} "
+                    f"Of these {len(found)} settings {within} lose at most {CAP} points everywhere. The rule {verb} "
                     f"**{chosen.setting}**. Its mean accuracy by learning rate: {listed}.",
                     "",
                 ]
