@@ -171,8 +171,7 @@ def make_run(task: Task) -> Run:
     updates = _first_length(setting, budget, task.guess)
     for _ in range(TRIES):
         gradients, accuracy, loss = _train(task, data, setting, updates)
-        key: Any = task.key
-        tried[updates] = Run(*key, updates, gradients, budget, accuracy, loss, 0.0)
+        tried[updates] = Run(*task[:5], updates, gradients, budget, accuracy, loss, 0.0)
         if abs(gradients / budget - 1) <= CLOSE_ENOUGH or math.isnan(loss):
             break
         updates = max(1, round(updates * budget / gradients))
