@@ -141,8 +141,19 @@ def _candidates() -> Iterator[Setting]:
 
 
 CANDIDATES: Mapping[str, Setting] = {setting.label: setting for setting in _candidates()}
-# Found promising in the records of earlier rungs: the rule and the rungs are the same for them
-ADDED: Mapping[str, Setting] = {}
+# Added once very short runs on digits_noise and digits_few had shown what does well there: unit steps early, seldom or
+# never perturbed, and the dials that leave such runs alone. The rule and the rungs are the same for them.
+_ADDED = (
+    Setting(0.25, 20, 1.0),
+    Setting(0.0, 10, 1.0),
+    Setting(0.25, dial="never"),
+    Setting(0.25, radius=1.0, dial="gap"),
+    Setting(0.25, radius=2.0, dial="gap"),
+    Setting(0.5, radius=2.0, dial="gap"),
+    Setting(0.25, radius=0.5, dial="rise"),
+    Setting(0.5, radius=1.0, dial="rise"),
+)
+ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 
 
 class VariedPUGD(RTSPUGD):

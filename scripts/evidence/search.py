@@ -116,7 +116,7 @@ _GRID = dict.fromkeys(LENGTHS, (0.1, 0.2, 0.4))
 RUNGS = (
     Rung({"very short": 1}, {"very short": (0.4,)}, 24),
     Rung({"very short": 1, "short": 1}, {"very short": (0.4,), "short": (0.4,)}, 9),
-    Rung(dict.fromkeys(LENGTHS, 1), {"very short": (0.2, 0.4), "short": (0.2, 0.4), "long": (0.1, 0.4)}, 5),
+    Rung(dict.fromkeys(LENGTHS, 1), {"very short": (0.4,), "short": (0.4,), "long": (0.1, 0.4)}, 5),
     Rung({"very short": 6, "short": 3, "long": 3}, _GRID, 3, grows=True),
     Rung({"very short": 12, "short": 6, "long": 6}, _GRID, 1, grows=True),
 )
