@@ -362,45 +362,67 @@ def simplicity(runs: Iterable[Run]) -> dict[str, tuple[Any, ...]]:
 
 def page(runs: Sequence[Run]) -> str:
     """Return the page that tells how far the search is, how settings stand and what the rule chooses."""
-    lines = ["# The search for a default", "", *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(), ""]
-    if ADDED:
-        lines += [f"Added after a look at records: {'; '.join(ADDED)}.", ""]
-    off = [run for run in runs if abs(run.gradients / run.budget - 1) > CLOSE_ENOUGH]
-    if off:
-        names = sorted({run.setting for run in off})
-        lines += [f"{len(off)} of {len(runs)} runs ended more than 2 % off their budget, of {'; '.join(names)}.", ""]
     steps = [*survivors(runs, RUNGS)]
-    told = []
+    sections = []
     for number, (rung, settings, missing) in enumerate(steps, start=1):
         measured = _of_rung(runs, rung)
+        if missing:
+            measured = _shared(measured, settings)
         found = ranked(standings(measured, settings), rung.cap)
-        heading = f"## Rung {number} of {len(RUNGS)}" + (f", {len(missing)} runs missing" if missing else "")
-        section = [heading, ""]
-        if found:
-            section += [*_table(found, rung.keep if not missing else len(found)), ""]
-            complete = [each for each in found if len(each.differences) == len(rung.seeds) * len(BENCHMARKS)]
-            if complete:
-                chosen = choose(complete, simplicity(runs))
-                rates = rates_of(measured, chosen.setting)
-                listed = ", ".join(f"{rate:g}: {mean:.2f}" for rate, mean in rates.items())
-                verb = "chooses" if number == len(RUNGS) and not missing else "would choose"
-                within = sum(each.worst >= -CAP for each in found)
-                section += [
-                    f"Of these {len(found)} settings {within} lose at most {CAP} points everywhere. The rule {verb} "
-                    f"**{chosen.setting}**. Its mean accuracy by learning rate: {listed}.",
-                    "",
-                ]
-        told.append(section)
-    return "\n".join([*lines, *(line for section in reversed(told) for line in section)])
+        section = [f"## Rung {number} of {len(RUNGS)}" + (f", {len(missing)} runs missing" if missing else ""), ""]
+        if found and number == len(steps):
+            section += [_choice(found, measured, runs, is_last=number == len(RUNGS) and not missing), ""]
+        section += [*_table(found, len(found) if missing else rung.keep), ""] if found else []
+        sections.append(section)
+    lines = [
+        "# The search for a default", "",
+        "Made by `python scripts/evidence/search.py` from `runs.csv`, a row a run.", "",
+        *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(), "",
+        "In the tables: points of validation accuracy over SGD, in the mean of the benchmarks, at the worst, and on "
+        "each, whose name has its passes. Each rung keeps the first settings; (left) marks the others.", "",
+    ]  # fmt: skip
+    if ADDED:
+        lines += [f"Added after a look at the first 120 rows of the first rung: {'; '.join(ADDED)}.", ""]
+    off = {run: abs(run.gradients / run.budget - 1) for run in runs}
+    if far := [run for run, share in off.items() if share > CLOSE_ENOUGH]:
+        names = sorted({run.setting for run in far})
+        lines += [
+            f"{len(far)} of {len(runs)} runs ended more than 2 % off their budget, by {100 * max(off.values()):.0f} % "
+            f"at most, of these settings: {'; '.join(names)}.",
+            "",
+        ]
+    return "\n".join([*lines, *(line for section in reversed(sections) for line in section)])
+
+
+def _shared(runs: Sequence[Run], settings: Sequence[str]) -> list[Run]:
+    """Return the runs of benchmarks, learning rates and seeds that SGD and all settings have."""
+    owners: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        owners.setdefault(run.key[1:], set()).add(run.setting)
+    return [run for run in runs if {SGD, *settings} <= owners[run.key[1:]]]
+
+
+def _choice(found: Sequence[Standing], measured: Sequence[Run], runs: Sequence[Run], *, is_last: bool) -> str:
+    """Return a sentence on what the rule chooses among settings."""
+    chosen = choose(found, simplicity(runs))
+    listed = ", ".join(f"{mean:.2f} % at {rate:g}" for rate, mean in rates_of(measured, chosen.setting).items())
+    within = [each.setting for each in found if each.worst >= -CAP]
+    return (
+        f"{len(within)} of {len(found)} settings lose at most {CAP} points on every benchmark"
+        f"{': ' + '; '.join(within) if len(within) <= 6 and within else ''}. The rule "
+        f"{'chooses' if is_last else 'would choose, if this were the end,'} **{chosen.setting}**, whose mean accuracy "
+        f"is {listed or 'not known at one learning rate for all'}."
+    )
 
 
 def _table(found: Sequence[Standing], keep: int) -> list[str]:
-    benchmarks = [*found[0].differences]
+    order = [(each.name, each.passes[place]) for place in range(len(LENGTHS)) for each in BENCHMARKS]
+    benchmarks = [each for each in order if each in found[0].differences]
     heads = ["setting", "mean", "worst", *(f"`{name}` {passes}" for name, passes in benchmarks)]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for place, each in enumerate(found):
         mark = "" if place < keep else " (left)"
-        cells = [f"{value:+.2f}" for value in (each.mean, each.worst, *each.differences.values())]
+        cells = [f"{value:+.2f}" for value in (each.mean, each.worst, *(each.differences[one] for one in benchmarks))]
         lines.append(f"| {each.setting}{mark} | {' | '.join(cells)} |")
     return lines
 
