@@ -152,6 +152,10 @@ _ADDED = (
     Setting(0.5, radius=2.0, dial="gap"),
     Setting(0.25, radius=0.5, dial="rise"),
     Setting(0.5, radius=1.0, dial="rise"),
+    # and after the second rung, which one update in 20 leads
+    Setting(0.25, 20, 2.0),
+    Setting(0.5, 20, 1.0),
+    Setting(0.5, 20, 2.0),
 )
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 

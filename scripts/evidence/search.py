@@ -19,7 +19,8 @@ if none loses so little, the one whose worst loss is smallest. A simpler setting
 - Accuracy: of the final weights on the validation split, which nothing else reads; no weights are chosen by it. It is
   30 % of the training images, or photo_patches' own blocks. The test split is never read.
 - Halving: RUNGS. After each rung the settings are ranked by the rule on what that rung measured, its cap widened by
-  2/√seeds points for noise, and as many as the rung says are kept. Where a setting's best learning rate lies at an end
+  2/√seeds points for noise, and as many as the rung says are kept. So is, since the second rung was seen, a setting that
+  has nowhere differed from SGD yet, as a switch that listens in short runs: nothing is known of it. Where a setting's best learning rate lies at an end
   of the grid, the later rungs let its grid grow there by a factor of two, once at each end. SGD gets every benchmark,
   rate and seed. In the last rung the rule itself chooses.
 - Settings that are added once records hint at them go through all rungs from the first one; the page says which.
@@ -38,7 +39,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -339,7 +340,16 @@ def survivors(runs: Sequence[Run], rungs: Sequence[Rung] = RUNGS) -> Iterator[tu
         yield rung, settings, missing
         if missing:
             return
-        settings = [each.setting for each in ranked(standings(_of_rung(runs, rung), settings), rung.cap)[: rung.keep]]
+        settings = kept(ranked(standings(_of_rung(runs, rung), settings), rung.cap), rung)
+
+
+def kept(found: Sequence[Standing], rung: Rung) -> list[str]:
+    """Return the settings that a rung lets go on, of all in its ranking."""
+    return [
+        each.setting
+        for place, each in enumerate(found)
+        if place < rung.keep or (rung is not RUNGS[-1] and not any(each.differences.values()))
+    ]
 
 
 def search(path: Path, *, jobs: int, rungs: Sequence[Rung] = RUNGS) -> None:
@@ -383,7 +393,8 @@ def page(runs: Sequence[Run]) -> str:
         section = [f"## Rung {number} of {len(RUNGS)}" + (f", {len(missing)} runs missing" if missing else ""), ""]
         if found and number == len(steps):
             section += [_choice(found, measured, runs, is_last=number == len(RUNGS) and not missing), ""]
-        section += [*_table(found, len(found) if missing else rung.keep), ""] if found else []
+        left = set() if missing else {each.setting for each in found} - {*kept(found, rung)}
+        section += [*_table(found, left), ""] if found else []
         sections.append(section)
     lines = [
         "# The search for a default", "",
@@ -393,7 +404,7 @@ def page(runs: Sequence[Run]) -> str:
         "each, whose name has its passes. Each rung keeps the first settings; (left) marks the others.", "",
     ]  # fmt: skip
     if ADDED:
-        lines += [f"Added after a look at the first 120 rows of the first rung: {'; '.join(ADDED)}.", ""]
+        lines += [f"Added after a look at records of the first two rungs: {'; '.join(ADDED)}.", ""]
     off = {run: abs(run.gradients / run.budget - 1) for run in runs}
     if far := [run for run, share in off.items() if share > CLOSE_ENOUGH]:
         names = sorted({run.setting for run in far})
@@ -426,13 +437,13 @@ def _choice(found: Sequence[Standing], measured: Sequence[Run], runs: Sequence[R
     )
 
 
-def _table(found: Sequence[Standing], keep: int) -> list[str]:
+def _table(found: Sequence[Standing], left: Collection[str]) -> list[str]:
     order = [(each.name, each.passes[place]) for place in range(len(LENGTHS)) for each in BENCHMARKS]
     benchmarks = [each for each in order if each in found[0].differences]
     heads = ["setting", "mean", "worst", *(f"`{name}` {passes}" for name, passes in benchmarks)]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    for place, each in enumerate(found):
-        mark = "" if place < keep else " (left)"
+    for each in found:
+        mark = " (left)" if each.setting in left else ""
         cells = [f"{value:+.2f}" for value in (each.mean, each.worst, *(each.differences[one] for one in benchmarks))]
         lines.append(f"| {each.setting}{mark} | {' | '.join(cells)} |")
     return lines
