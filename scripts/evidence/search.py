@@ -19,9 +19,9 @@ if none loses so little, the one whose worst loss is smallest. A simpler setting
 - Accuracy: of the final weights on the validation split, which nothing else reads; no weights are chosen by it. It is
   30 % of the training images, or photo_patches' own blocks. The test split is never read.
 - Halving: RUNGS. After each rung the settings are ranked by the rule on what that rung measured, its cap widened by
-  2/√seeds points for noise, and as many as the rung says are kept. So is (since the second rung was seen) a setting that
-  has nowhere differed from SGD yet, as a switch that listens in short runs: nothing is known of it. Where a setting's
-  best learning rate lies at an end of the grid, the later rungs let its grid grow there by a factor of two, once at each
+  2/√seeds points for noise, and as many as the rung says are kept. So is (since the second rung was seen) one that has
+  nowhere differed from SGD yet, as a switch that listens in short runs: nothing is known of it. Where a setting's best
+  learning rate lies at an end of the grid, the later rungs let its grid grow there by a factor of two, once at each
   end. SGD gets every benchmark, rate and seed. In the last rung the rule itself chooses.
 - Settings that are added once records hint at them go through all rungs from the first one; the page says which.
 - The learning rate that the command takes where none is given is the one with the highest mean of the chosen setting's
