@@ -1,0 +1,103 @@
+"""The search for a default: what its rule chooses, that a search goes on where it ended, and its own optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evidence import search as searching
+from evidence.candidates import Setting
+from evidence.choosing import Run, Standing, accuracies, choose, rates_of, standings
+from evidence.search import Rung, Task, make_run, page, read_runs, search, survivors
+
+HARD, EASY, LONG = ("few", 6), ("noise", 6), ("noise", 30)
+SIMPLE = {"plain": 0, "dial": 1, "other": 1}
+
+
+def standing(setting: str, *differences: float) -> Standing:
+    return Standing(setting, dict(zip((HARD, EASY, LONG), differences, strict=True)))
+
+
+def rows(setting: str, accuracy: dict[tuple[str, int], dict[float, list[float]]]) -> list[Run]:
+    return [
+        Run(setting, *benchmark, rate, seed, 10, 10, 10, each, 0.5, 1.0)
+        for benchmark, rates in accuracy.items()
+        for rate, values in rates.items()
+        for seed, each in enumerate(values)
+    ]
+
+
+def test_the_rule_keeps_to_its_cap() -> None:
+    gains, safe = standing("dial", 5.0, 5.0, -0.51), standing("other", 0.0, 0.1, -0.5)
+    assert choose([gains, safe], SIMPLE).setting == "other"  # half a point may be lost, no more
+    assert choose([gains, safe], SIMPLE, cap=0.51).setting == "dial"
+
+
+def test_without_any_within_the_cap_the_smallest_loss_is_chosen() -> None:
+    found = [standing("dial", 5.0, 5.0, -3.0), standing("other", -0.9, -0.8, -0.9)]
+    assert choose(found, SIMPLE).setting == "other"
+
+
+def test_a_simpler_setting_wins_a_tie() -> None:
+    best = standing("dial", 3.0, 0.0, 0.0)  # mean 1.0
+    tied = standing("plain", 0.0, 1.5, 1.2)  # mean 0.9, and the difference's standard error is 1.5
+    behind = standing("plain", 2.6, -0.4, -0.4)  # by 0.4 everywhere, which is no chance
+    assert choose([best, tied], SIMPLE).setting == "plain"
+    assert choose([best, behind], SIMPLE).setting == "dial"
+    assert choose([best, standing("other", 0.0, 1.5, 1.2)], SIMPLE).setting == "dial"  # as simple: the better one
+
+
+def test_differences_are_those_at_the_best_rate_of_each() -> None:
+    runs = rows("sgd", {HARD: {0.1: [0.8, 0.9], 0.4: [0.7, 0.7]}}) + rows(
+        "dial", {HARD: {0.1: [0.1, 0.1], 0.4: [0.9, 0.94], 0.8: [1.0]}}
+    )
+    (found,) = standings(runs, ["dial"])
+    assert found.differences[HARD] == pytest.approx(7.0)  # 92 to 85; the rate with one seed does not count
+    assert rates_of(runs, "dial") == pytest.approx({0.1: 10, 0.4: 92})
+    assert accuracies(runs)["sgd"][HARD] == pytest.approx({0.1: 85, 0.4: 70})
+
+
+TINY = {"passes": (1, 2, 3)}  # two updates each
+RATES = {"very short": (0.1, 0.2), "short": (0.1, 0.2)}
+RUNGS = (Rung({"very short": 1}, {"very short": (0.1,)}, 1), Rung({"very short": 1, "short": 2}, RATES, 1))
+
+
+def test_a_search_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = next(each for each in searching.BENCHMARKS if each.name == "digits_few")
+    settings = {each.label: each for each in (Setting(0.5), Setting(0.5, steps="mean"))}
+    monkeypatch.setattr(searching, "BENCHMARKS", (few._replace(**TINY),))
+    monkeypatch.setattr(searching, "CANDIDATES", settings)
+    monkeypatch.setattr(searching, "ADDED", {})
+    path = tmp_path / "runs.csv"
+    search(path, jobs=1, rungs=RUNGS)
+    runs = read_runs(path)
+    assert len({run.key for run in runs}) == len(runs) == 3 + 2 + 2 * 2 * 2  # rung 1; of rung 2 what it adds
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])  # as where the machine stops in mid-write
+    search(path, jobs=1, rungs=RUNGS)
+    again = read_runs(path)
+    assert {run[:-1] for run in again} == {run[:-1] for run in runs}  # all but the seconds
+    *_, (rung, reached, missing) = survivors(again, RUNGS)
+    assert (rung, len(reached), missing) == (RUNGS[1], 1, [])
+    monkeypatch.setattr(searching, "RUNGS", RUNGS)
+    assert f"The rule chooses **{reached[0]}**" in page(again)
+    assert "2 runs missing" in page([run for run in again if run.seed == searching.FIRST_SEED or run.setting == "sgd"])
+
+
+def test_its_optimizer_is_the_package_s_where_nothing_varies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(setting: Setting) -> Any:
+        monkeypatch.setattr(searching, "CANDIDATES", {setting.label: setting})
+        return make_run(Task(setting.label, "digits_few", 6, 0.2, 3000))[5:10]
+
+    one_in_two = run(Setting(0.5, 2))
+    assert run(Setting(0.5, dial="never"))[:2] == (12, 12)
+    monkeypatch.setattr(Setting, "is_own", property(lambda setting: False))
+    assert run(Setting(0.5, 2)) == one_in_two
+
+
+def test_it_never_has_the_test_split() -> None:
+    data = searching._data("digits_few")
+    assert data.test is None
+    assert replace(data).split_sizes == {"train": 128, "validation": 432}
