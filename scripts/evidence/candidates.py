@@ -213,7 +213,7 @@ class VariedPUGD(RTSPUGD):
         self._decision = None
         return loss
 
-    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> None:
+    def _step_after_switch(self, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> Tensor | int:
         is_perturbed, steps = self._probe_norm is not None, self.setting.steps
         if steps == "unit" or (steps == "between" and is_perturbed):
             return super()._step_after_switch(params, grads, norm)
@@ -223,7 +223,7 @@ class VariedPUGD(RTSPUGD):
         if divisor != 1:
             torch._foreach_div_(grads, divisor)
         self.base_optimizer.step()
-        return None
+        return 0
 
 
 class VariedTrainer(RTSTrainer):
