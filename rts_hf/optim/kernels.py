@@ -28,6 +28,18 @@ def _tensor(table, index):
 
 
 @triton.jit
+def _place(program, table, count, sizes, owners, starts):
+    owner = tl.load(owners + program)
+    return (
+        owner,
+        tl.load(starts + program),
+        tl.load(sizes + owner),
+        _tensor(table, owner),
+        _tensor(table, count + owner),
+    )
+
+
+@triton.jit
 def _save_and_measure(
     table,
     count,
@@ -40,9 +52,7 @@ def _save_and_measure(
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
-    owner, start = tl.load(owners + program), tl.load(starts + program)
-    size = tl.load(sizes + owner)
-    weights, gradients = _tensor(table, owner), _tensor(table, count + owner)
+    owner, start, size, weights, gradients = _place(program, table, count, sizes, owners, starts)
     copies = _tensor(table, 2 * count + owner)
     of_g, of_product = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for offset in range(0, CHUNK, BLOCK):
@@ -75,9 +85,7 @@ def _perturb(
     BLOCK: tl.constexpr,
 ):
     program = tl.program_id(0)
-    owner, start = tl.load(owners + program), tl.load(starts + program)
-    size = tl.load(sizes + owner)
-    weights, gradients = _tensor(table, owner), _tensor(table, count + owner)
+    _, start, size, weights, gradients = _place(program, table, count, sizes, owners, starts)
     by, of_epsilon = tl.load(factor), tl.zeros([BLOCK], tl.float32)
     if SCALED == "by a tensor":
         scale = tl.load(scale)

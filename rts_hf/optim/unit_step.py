@@ -38,7 +38,13 @@ def take_unit_step(
         norm: The gradients' global norm, a scalar tensor.
         buffers: Returns tensors like ``params`` to work in; their contents are lost.
     """
-    if not torch.compiler.is_compiling() and divides(base, params, grads, norm):
+    if torch.compiler.is_compiling():  # which looks into neither fused kernels nor a changed param.grad
+        unusable = is_unusable(norm)
+        for grad, unit in zip(grads, torch._foreach_div(grads, norm), strict=True):
+            grad.copy_(unit.masked_fill(unusable, 0.0))
+        step_base(base)
+        return unusable
+    if divides(base, params, grads, norm):
         unusable = is_unusable(norm)
         base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
         base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
@@ -46,12 +52,6 @@ def take_unit_step(
             step_base(base, fused=True)
         finally:
             del base.grad_scale, base.found_inf  # type: ignore[attr-defined]
-        return unusable
-    if torch.compiler.is_compiling():  # which looks into neither fused kernels nor a changed param.grad
-        unusable = is_unusable(norm)
-        for grad, unit in zip(grads, torch._foreach_div(grads, norm), strict=True):
-            grad.copy_(unit.masked_fill(unusable, 0.0))
-        step_base(base)
         return unusable
     units = buffers()
     if [param.dtype for param in params] != [grad.dtype for grad in grads]:
