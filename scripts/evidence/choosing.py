@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 CAP = 0.5  # points that the default may lose to SGD on any benchmark
@@ -56,12 +56,17 @@ class Standing(NamedTuple):
 
     Args:
         setting: Its label.
-        differences: For each benchmark, points of validation accuracy over SGD at as many gradients, each at its own
-            best learning rate.
+        by_seed: For each benchmark, points of validation accuracy over SGD at as many gradients, each at its own best
+            learning rate, of each seed.
     """
 
     setting: str
-    differences: Mapping[tuple[str, int], float]
+    by_seed: Mapping[tuple[str, int], Sequence[float]]
+
+    @property
+    def differences(self) -> dict[tuple[str, int], float]:
+        """Their means."""
+        return {benchmark: fmean(values) for benchmark, values in self.by_seed.items()}
 
     @property
     def mean(self) -> float:
@@ -79,42 +84,51 @@ class Standing(NamedTuple):
         return min(self.differences, key=lambda benchmark: self.differences[benchmark])
 
 
-def accuracies(runs: Iterable[Run]) -> dict[str, dict[tuple[str, int], dict[float, float]]]:
-    """Return mean accuracies in percent by setting, benchmark and learning rate.
+def accuracies(runs: Iterable[Run]) -> dict[str, dict[tuple[str, int], dict[float, dict[int, float]]]]:
+    """Return accuracies in percent by setting, benchmark, learning rate and seed.
 
     Of learning rates with fewer seeds than another one of the same setting and benchmark there are none.
     """
-    found: dict[tuple[str, tuple[str, int]], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, tuple[str, int]], dict[float, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
-        found[run.setting, run.benchmark][run.learning_rate].append(100 * run.accuracy)
-    means: dict[str, dict[tuple[str, int], dict[float, float]]] = defaultdict(dict)
+        found[run.setting, run.benchmark][run.learning_rate][run.seed] = 100 * run.accuracy
+    complete: dict[str, dict[tuple[str, int], dict[float, dict[int, float]]]] = defaultdict(dict)
     for (setting, benchmark), rates in found.items():
         most = max(map(len, rates.values()))
-        means[setting][benchmark] = {rate: fmean(each) for rate, each in rates.items() if len(each) == most}
-    return dict(means)
+        complete[setting][benchmark] = {rate: each for rate, each in rates.items() if len(each) == most}
+    return dict(complete)
+
+
+def best_rate(rates: Mapping[float, Mapping[int, float]]) -> float:
+    """Return the learning rate with the highest mean over seeds."""
+    return max(rates, key=lambda rate: fmean(rates[rate].values()))
 
 
 def standings(runs: Iterable[Run], settings: Collection[str], sgd: str = "sgd") -> list[Standing]:
     """Return how settings stand, on the benchmarks that all of them and SGD have runs of."""
-    means = accuracies(runs)
-    known = [setting for setting in settings if setting in means]
-    if not known or sgd not in means:
+    every = accuracies(runs)
+    known = [setting for setting in settings if setting in every]
+    if not known or sgd not in every:
         return []
-    shared = set.intersection(*(set(means[setting]) for setting in (sgd, *known)))
-    return [
-        Standing(
-            setting,
-            {each: max(means[setting][each].values()) - max(means[sgd][each].values()) for each in sorted(shared)},
-        )
-        for setting in known
-        if shared
-    ]
+    shared = sorted(set.intersection(*(set(every[setting]) for setting in (sgd, *known))))
+
+    def differences(setting: str, benchmark: tuple[str, int]) -> list[float]:
+        own, other = (rates[best_rate(rates)] for rates in (every[setting][benchmark], every[sgd][benchmark]))
+        return [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+
+    return [Standing(setting, {each: differences(setting, each) for each in shared}) for setting in known if shared]
 
 
-def standard_error(one: Standing, other: Standing) -> float:
-    """Return that of the mean over benchmarks of the difference between two settings; infinite for one benchmark."""
-    differences = [one.differences[each] - other.differences[each] for each in one.differences]
-    return stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+def standard_error(one: Standing, other: Standing, benchmarks: Collection[tuple[str, int]]) -> float:
+    """Return that of the mean over benchmarks of the difference between two settings.
+
+    It comes from the spread of each benchmark's seeds; without a second seed it is 0.
+    """
+    squares = []
+    for each in benchmarks:
+        pairs = [ours - theirs for ours, theirs in zip(one.by_seed[each], other.by_seed[each], strict=True)]
+        squares.append(variance(pairs) / len(pairs) if len(pairs) > 1 else 0.0)
+    return math.sqrt(sum(squares)) / len(squares)
 
 
 def ranked(found: Sequence[Standing], cap: float = CAP) -> list[Standing]:
@@ -132,7 +146,7 @@ def choose(found: Sequence[Standing], simplicity: Mapping[str, Any], cap: float 
 
     That is the highest mean among settings that lose at most ``cap`` points to SGD on every benchmark; if none loses so
     little, the one whose worst loss is smallest. Of those that are behind it, in that same respect, by no more than one
-    standard error of the paired difference over benchmarks, the simplest.
+    standard error over seeds, the simplest.
 
     Args:
         found: At least one.
@@ -146,12 +160,16 @@ def choose(found: Sequence[Standing], simplicity: Mapping[str, Any], cap: float 
 
     pool = within or list(found)
     best = max(pool, key=merit)
-    tied = [each for each in pool if each is best or merit(best) - merit(each) <= standard_error(best, each)]
-    return min(tied, key=lambda each: (simplicity[each.setting], -merit(each)))
+
+    def is_tied(each: Standing) -> bool:
+        benchmarks = list(each.by_seed) if within else [each.worst_at]
+        return merit(best) - merit(each) <= standard_error(best, each, benchmarks)
+
+    return min(filter(is_tied, pool), key=lambda each: (simplicity[each.setting], -merit(each)))
 
 
 def rates_of(runs: Iterable[Run], setting: str) -> dict[float, float]:
     """Return the mean accuracy over benchmarks, in percent, at each learning rate that all of them have."""
-    means = accuracies(runs).get(setting, {})
-    shared = set.intersection(*(set(rates) for rates in means.values())) if means else set()
-    return {rate: fmean(rates[rate] for rates in means.values()) for rate in sorted(shared)}
+    every = accuracies(runs).get(setting, {})
+    shared = set.intersection(*(set(rates) for rates in every.values())) if every else set()
+    return {rate: fmean(fmean(rates[rate].values()) for rates in every.values()) for rate in sorted(shared)}

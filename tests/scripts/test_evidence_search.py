@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evidence import search as searching
 from evidence.candidates import Setting
-from evidence.choosing import Run, Standing, accuracies, choose, rates_of, standings
+from evidence.choosing import Run, Standing, accuracies, choose, rates_of, standard_error, standings
 from evidence.search import Rung, Task, make_run, page, read_runs, search, survivors
 
 HARD, EASY, LONG = ("few", 6), ("noise", 6), ("noise", 30)
@@ -17,7 +17,8 @@ SIMPLE = {"plain": 0, "dial": 1, "other": 1}
 
 
 def standing(setting: str, *differences: float) -> Standing:
-    return Standing(setting, dict(zip((HARD, EASY, LONG), differences, strict=True)))
+    seeds = [(each - 1.5, each, each + 1.5) for each in differences]
+    return Standing(setting, dict(zip((HARD, EASY, LONG), seeds, strict=True)))
 
 
 def rows(setting: str, accuracy: dict[tuple[str, int], dict[float, list[float]]]) -> list[Run]:
@@ -42,11 +43,13 @@ def test_without_any_within_the_cap_the_smallest_loss_is_chosen() -> None:
 
 def test_a_simpler_setting_wins_a_tie() -> None:
     best = standing("dial", 3.0, 0.0, 0.0)  # mean 1.0
-    tied = standing("plain", 0.0, 1.5, 1.2)  # mean 0.9, and the difference's standard error is 1.5
-    behind = standing("plain", 2.6, -0.4, -0.4)  # by 0.4 everywhere, which is no chance
-    assert choose([best, tied], SIMPLE).setting == "plain"
-    assert choose([best, behind], SIMPLE).setting == "dial"
-    assert choose([best, standing("other", 0.0, 1.5, 1.2)], SIMPLE).setting == "dial"  # as simple: the better one
+    noisy = {HARD: (0.0, 0.0, 0.0), EASY: (2.5, 1.5, 0.5), LONG: (2.2, 1.2, 0.2)}  # mean 0.9
+    # paired by seed the differences' standard errors are 0.87, 1.44 and 1.44, that of their mean 0.73
+    assert choose([best, Standing("plain", noisy)], SIMPLE).setting == "plain"
+    assert choose([best, Standing("other", noisy)], SIMPLE).setting == "dial"  # as simple: the better one
+    assert choose([best, standing("plain", 0.0, 1.5, 1.2)], SIMPLE).setting == "dial"  # by 0.1 at every seed
+    level = [standing("dial", 0.0, 0.0, -0.9), Standing("plain", noisy | {LONG: (-2.0, -1.0, 0.0)})]
+    assert choose(level, SIMPLE).setting == "plain"  # where worst losses decide, that one benchmark's seeds
 
 
 def test_differences_are_those_at_the_best_rate_of_each() -> None:
@@ -56,7 +59,8 @@ def test_differences_are_those_at_the_best_rate_of_each() -> None:
     (found,) = standings(runs, ["dial"])
     assert found.differences[HARD] == pytest.approx(7.0)  # 92 to 85; the rate with one seed does not count
     assert rates_of(runs, "dial") == pytest.approx({0.1: 10, 0.4: 92})
-    assert accuracies(runs)["sgd"][HARD] == pytest.approx({0.1: 85, 0.4: 70})
+    assert accuracies(runs)["sgd"][HARD] == {0.1: {0: 80, 1: 90}, 0.4: {0: 70, 1: 70}}
+    assert standard_error(found, standings(runs, ["sgd"])[0], [HARD]) == pytest.approx(3.0)  # of 10 and 4
 
 
 TINY = {"passes": (1, 2, 3)}  # two updates each
