@@ -23,8 +23,10 @@ if none loses so little, the one whose worst loss is smallest. A simpler setting
 - Halving: RUNGS. After each rung the settings are ranked by the rule on what that rung measured, its cap widened by
   2/√seeds points for noise, and as many as the rung says are kept. So is (since the second rung was seen) one that has
   nowhere differed from SGD yet, as a switch that listens in short runs: nothing is known of it. Where a setting's best
-  learning rate lies at an end of the grid, the later rungs let its grid grow there by a factor of two, once at each
-  end. SGD gets every benchmark, rate and seed. In the last rung the rule itself chooses.
+  learning rate lies at an end of the grid, the last rung lets its grid grow there by a factor of two, once at each
+  end. SGD gets every benchmark, rate and seed. In the last rung the rule itself chooses. At the very
+  short budgets it was to have 12 seeds, and the rung before 6, with half of that at the others; the hours that the
+  third rung told of made them fewer before either began.
 - Settings that are added once records hint at them go through all rungs from the first one; the page says which.
 - The learning rate that the command takes where none is given is the one with the highest mean of the chosen setting's
   accuracy over the benchmarks in the last rung.
@@ -120,8 +122,8 @@ RUNGS = (
     Rung({"very short": 1}, {"very short": (0.4,)}, 24),
     Rung({"very short": 1, "short": 1}, {"very short": (0.4,), "short": (0.4,)}, 9),
     Rung(dict.fromkeys(LENGTHS, 1), {"very short": (0.4,), "short": (0.4,), "long": (0.1, 0.4)}, 5),
-    Rung({"very short": 6, "short": 3, "long": 3}, _GRID, 3, grows=True),
-    Rung({"very short": 12, "short": 6, "long": 6}, _GRID, 1, grows=True),
+    Rung({"very short": 3, "short": 2, "long": 2}, _GRID, 3),
+    Rung({"very short": 6, "short": 4, "long": 4}, _GRID, 1, grows=True),
 )
 
 
@@ -312,16 +314,15 @@ def _of_rung(runs: Iterable[Run], rung: Rung) -> list[Run]:
 def _tasks(rung: Rung, settings: Sequence[str], runs: Sequence[Run]) -> Iterator[Task]:
     """Yield the runs that a rung wants, seed by seed."""
     done, measured = {run.key for run in runs}, accuracies(_of_rung(runs, rung))
-    lengths: dict[tuple[str, str], list[float]] = {}
+    lengths: dict[tuple[Any, ...], list[float]] = {}
     for run in runs:
-        lengths.setdefault((run.setting, run.data), []).append(run.updates / run.gradients)
+        for known in (run.key[:2], run.key[:3], run.key[:4]):  # the nearest run tells best what to try first
+            lengths.setdefault(known, []).append(run.updates / run.gradients)
     for seed in range(max(rung.seeds.values())):
         for place, length in enumerate(LENGTHS):
             for benchmark in BENCHMARKS if seed < rung.seeds.get(length, 0) else ():
                 for setting in (SGD, *settings):
-                    guesses = lengths.get((setting, benchmark.name))
-                    guess = None if guesses is None else fmean(guesses[-5:])
-                    one = Task(setting, benchmark.name, benchmark.passes[place], 0.0, 0, guess)
+                    one = Task(setting, benchmark.name, benchmark.passes[place], 0.0, 0)
                     rates = [*rung.rates[length]]
                     seeds = range(FIRST_SEED, FIRST_SEED + rung.seeds[length])
                     own = {one._replace(learning_rate=rate, seed=each).key for rate in rates for each in seeds}
@@ -330,7 +331,9 @@ def _tasks(rung: Rung, settings: Sequence[str], runs: Sequence[Run]) -> Iterator
                         best = best_rate(known)
                         rates += [best / 2] if best == min(rates) else [best * 2] if best == max(rates) else []
                     for rate in rates:
-                        yield one._replace(learning_rate=rate, seed=FIRST_SEED + seed)
+                        task = one._replace(learning_rate=rate, seed=FIRST_SEED + seed)
+                        guesses = next((lengths[task[:n]] for n in (4, 3, 2) if task[:n] in lengths), None)
+                        yield task if guesses is None else task._replace(guess=fmean(guesses[-5:]))
 
 
 def survivors(runs: Sequence[Run], rungs: Sequence[Rung] = RUNGS) -> Iterator[tuple[Rung, list[str], list[Task]]]:
