@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rts_hf.models.small_image import SMALL_IMAGE_VARIANTS  # its import registers the models with timm
 from rts_hf.optim import (
+    PAPER,
     RTSPUGD,
     AlphaSchedule,
     FixedSwitch,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rts_hf.training.trainer import RTSTrainer
 
 __all__ = [
+    "PAPER",
     "RECIPES",
     "RTSPUGD",
     "SMALL_IMAGE_VARIANTS",

@@ -6,12 +6,13 @@ Imports torch and timm alone.
 
 from rts_hf.optim.attached import attach_second_pass
 from rts_hf.optim.optimizer import RTSPUGD
-from rts_hf.optim.registration import register_with_timm, unwrap_optimizer
+from rts_hf.optim.registration import PAPER, register_with_timm, unwrap_optimizer
 from rts_hf.optim.schedules import AlphaSchedule
 from rts_hf.optim.second_pass import RandomState, keep_buffers
 from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch
 
 __all__ = [
+    "PAPER",
     "RTSPUGD",
     "AlphaSchedule",
     "FixedSwitch",

@@ -111,6 +111,8 @@ class Recipe:
             changed: Those of them that are not at the training command's default.
         """
         others = {name for name in self.settings if present.get(name, _UNSET) != self.settings[name]}
+        if "dataset" not in self.settings:
+            return sorted(others)  # of the method alone: it says nothing of data, model and length
         return sorted(others | (set(changed) - set(self.settings) - {"recipe"}))
 
     def in_words(self) -> str:

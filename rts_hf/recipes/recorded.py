@@ -9,7 +9,10 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
+from rts_hf.optim import PAPER
 from rts_hf.recipes.recipe import Measured, Recipe, Recorded
+
+_PAPER: dict[str, Any] = {"opt": "rts_pugd", **PAPER, "switch_at": str(PAPER["switch_at"])}  # as a command line has it
 
 # ---- The authors' records ----
 # Source of all figures: the authors' published run records. Of each kind of setting the row with the highest best
@@ -22,13 +25,11 @@ _SETTING: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
 }
 _RTS: dict[str, Any] = {
-    "opt": "rts_pugd",
+    **_PAPER,
     "base": "momentum",  # SGD without Nesterov momentum, which timm's `sgd` has
     "radius": "constant",
     "radius_beta_max": 1.0,
     "scale": "constant",
-    "scale_beta_max": 1.0,
-    "switch": "fixed",
     "switch_at": "0",
 }
 _SUBSTITUTE = (
@@ -152,12 +153,8 @@ _DEFAULTS: dict[str, Any] = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "lr_scheduler_type": "cosine",
-    "opt": "rts_pugd",
     "base": "sgd",
-    **_radius("cosine_annealing", 0.0, 2.0),
-    **_scale("cosine_annealing", 0.0, 1.0),
-    "switch": "fixed",
-    "switch_at": "0.5",
+    **_PAPER,
 }
 # Two updates an epoch: an evaluation after each would cost more than training
 _RARELY = {"eval_strategy": "steps", "eval_steps": 15, "save_strategy": "steps", "save_steps": 15}
@@ -166,6 +163,11 @@ _GPU = "Measured on an NVIDIA H100."
 _SMALL = "A small model on small images: a setting that does well here need not do so elsewhere."
 
 _RECIPES = (
+    Recipe(
+        "paper",
+        "the paper's method, on the data and model that are given: --opt rts_pugd has a search's choice in its place",
+        MappingProxyType(_PAPER),
+    ),
     Recipe(
         "digits",
         "the training command's defaults, written out",
@@ -322,7 +324,7 @@ def find_recipe(name: str) -> Recipe:
 
     >>> find_recipe("digit")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: recipe='digit' is unknown; did you mean digits or ...? There are digits, cifar10_pugd, ...
+    ValueError: recipe='digit' is unknown; did you mean digits or ...? There are paper, digits, ...
 
     Raises:
         ValueError: If there is none; near names and all names are told.
@@ -348,14 +350,15 @@ def recipes_table(width: int | None = None) -> str:
         recorded, measured, settings = recipe.recorded, recipe.measured, recipe.settings
         cells = (
             recipe.name,
-            settings["dataset"],
-            settings["model"],
-            f"{settings['num_train_epochs']:g}",
+            settings.get("dataset", "any"),
+            settings.get("model", "any"),
+            f"{settings['num_train_epochs']:g}" if "num_train_epochs" in settings else "any",
             "–" if recorded is None else f"{recorded.best:.4f} / {recorded.final:.4f}",
             "–" if measured is None else _measured(measured),
         )
         marks = sorted(numbers.setdefault(caveat, len(numbers) + 1) for caveat in recipe.caveats)
-        words = f"{recipe.purpose}, learning rate {settings['learning_rate']:g}: {recipe.in_words()} {marks}"
+        rate = f", learning rate {settings['learning_rate']:g}" if "learning_rate" in settings else ""
+        words = f"{recipe.purpose}{rate}: {recipe.in_words()} {marks or ''}"
         lines += [row.format(*cells), *textwrap.wrap(words, width, initial_indent="  ", subsequent_indent="    ")]
     lines += ["", "Recorded: the authors' best and last test accuracy. Measured: here, on the test split.", ""]
     for caveat, number in numbers.items():

@@ -17,7 +17,9 @@ from evidence.records import Evidence, read_evidence
 from timm.optim import create_optimizer_v2
 
 from rts_hf import (
+    PAPER,
     RECIPES,
+    RTSPUGD,
     CommandArguments,
     DataArguments,
     ModelArguments,
@@ -127,8 +129,9 @@ def test_a_recipe_is_whole(name: str) -> None:
     own |= {*RTSTrainingArguments.__annotations__, *CommandArguments.__annotations__}
     assert recipe.name == name
     assert set(recipe.settings) <= own - {"recipe", "seed", "output_dir"}
-    assert {"dataset", "model", "opt", "num_train_epochs", "learning_rate"} <= set(recipe.settings)
-    assert recipe.recorded or recipe.measured
+    if name != "paper":  # which is the method alone
+        assert {"dataset", "model", "opt", "num_train_epochs", "learning_rate"} <= set(recipe.settings)
+        assert recipe.recorded or recipe.measured
     # the card cuts longer notes off
     assert all(len(caveat) <= 200 and caveat.endswith(".") for caveat in recipe.caveats)
     if recipe.recorded is not None and "UPANets" in recipe.recorded.model:
@@ -136,6 +139,20 @@ def test_a_recipe_is_whole(name: str) -> None:
     switch = recipe.settings.get("switch")
     if switch is not None:
         assert {f"switch_{setting}" for setting in SWITCHES[switch]().settings()} <= set(recipe.settings)
+
+
+def test_the_papers_recipe_is_the_papers_method() -> None:
+    training = parse_arguments(["--recipe", "paper", "--output_dir", "out"])[2]
+    made: Any = create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], **training.optimizer_arguments())
+    by_hand = RTSPUGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, **PAPER)
+    assert made.settings() == by_hand.settings()
+    words = ["--recipe", "paper", "--dataset", "cifar10", "--max_steps", "9", "--output_dir", "out"]
+    assert differs_in(*parse_arguments(words)) == []  # it says nothing of data and length
+    assert differs_in(*parse_arguments([*words, "--perturb_every", "5"])) == ["perturb_every"]
+    told = {name: value for name, value in PAPER.items() if "switch" not in name}
+    for name in RECORDED:
+        if RECIPES[name].settings["opt"] == "rts_pugd":
+            assert told.keys() <= RECIPES[name].settings.keys()  # none is left to a default of the command
 
 
 def test_digits_is_the_default_run_whose_card_is_here() -> None:
@@ -295,7 +312,7 @@ def test_recipe_arguments_are_those_of_the_command() -> None:
 
 def test_unknown_names(tmp_path: Path) -> None:
     message = (
-        r"recipe='cifar10_radious' is unknown; did you mean cifar10_radius.*\? There are digits, .*cifar100_deit_base"
+        r"recipe='cifar10_radious' is unknown; did you mean cifar10_radius.*\? There are paper, .*cifar100_deit_base"
     )
     path = tmp_path / "settings.yaml"
     path.write_text("recipe: cifar10_radious")
@@ -306,7 +323,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         recipe_arguments("cifar10_radious")
     with pytest.raises(ValueError, match=message):
         train(ModelArguments(), DataArguments(), CommandArguments(recipe="cifar10_radious", output_dir="out"))
-    with pytest.raises(ValueError, match=r"recipe='zzz' is unknown\. There are digits"):
+    with pytest.raises(ValueError, match=r"recipe='zzz' is unknown\. There are paper, digits"):
         find_recipe("zzz")
     with pytest.raises(ValueError, match="epochs: no argument of the training command"):
         recipe_arguments("digits", epochs=3)
@@ -343,7 +360,7 @@ FIRST = {name for name in RECIPES if name == next(each for each in RECIPES if ba
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_with_its_real_backbone(name: str, data_folders: dict[str, str], tmp_path: Path) -> None:
-    data_folder = data_folders[RECIPES[name].settings["dataset"]]
+    data_folder = data_folders[RECIPES[name].settings.get("dataset", "digits")]
     words = ["--recipe", name, "--dataset", data_folder, "--pretrained", "False", *DRY, *WITHOUT_FILES]
     words += [] if name in FIRST else ["--model", "test_resnet", "--model_args", "{}"]
     model_args, data_args, args = parse_arguments([*words, "--output_dir", str(tmp_path), "--logging_steps", "1"])
