@@ -5,29 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
-from typing import TYPE_CHECKING, Any, cast
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from evidence.records import (
-    DEFAULT_RATE,
-    METHODS,
-    OWN,
-    PRETRAINED_RATES,
-    RATES,
-    STUDIES,
-    Evidence,
-    check_landscapes,
-    names,
-    read_evidence,
-    read_study,
-)
+from evidence.records import METHODS, OWN, PAPER, PRETRAINED_RATES, RATES, Evidence, names, read_evidence
 
-from rts_hf.comparing.figures import COLOURS, MARKS, draw_comparison
-from rts_hf.comparing.pictures import draw_landscapes
+from rts_hf.comparing.figures import COLOURS, MARKS
 from rts_hf.files import replace_part, write_text
-from rts_hf.reports.comparison import CONFIDENCE, cautions, difference, holm, outwards, spread, summarise, to_markdown
-from rts_hf.reports.curves import draw_figure, draw_strategies
-from rts_hf.reports.landscape import Line, Surface, read_landscape
+from rts_hf.reports.comparison import CONFIDENCE, difference, holm, outwards, spread, summarise, to_markdown
+from rts_hf.reports.curves import draw_figure
 from rts_hf.reports.text import counted
 
 if TYPE_CHECKING:
@@ -41,59 +27,66 @@ RECORDED = (
     "PUGD has 0.8636 after 10, 0.9354 after 50, 0.9211 after 100, 0.9217 after 200, with twice the gradients an epoch. "
     "The longer SGD runs went through two cosine periods",
 )
-BEGIN, END = "<!-- made by scripts/evidence: begin -->", "<!-- made by scripts/evidence: end -->"
+SUMMARY, RESULTS = (
+    tuple(f"<!-- {part}, made by scripts/evidence: {end} -->" for end in ("begin", "end"))
+    for part in ("summary", "results")
+)
 
 
-def write_evidence(folder: str | Path) -> list[Path]:
+def write_evidence(folder: str | Path, readme: str | Path | None = None) -> list[Path]:
     """Make every table and picture of the evidence anew from its records, and return what was written.
 
     Args:
-        folder: Of the records; pictures go into ``figures`` there, and the part of its README between :data:`BEGIN` and
-            :data:`END` is replaced.
+        folder: Of the records. Pictures go into ``figures`` there, and the parts of its README between the marks
+            :data:`SUMMARY` and :data:`RESULTS` are replaced.
+        readme: A page with a summary too.
 
     Raises:
-        ValueError: If there are no records, the landscapes are of other runs, or the README has no such part.
+        ValueError: If there are no records, or a page has no such part.
     """
     target = Path(folder)
-    page, figures, landscape = target / "README.md", target / "figures", target / "landscape"
-    found, studies = read_evidence(target), read_study(target)
-    if landscape.is_dir():
-        check_landscapes(target)
-    replace_part(page, BEGIN, END, markdown(found, studies))
-    paths = [page]
-    tables = {each.name: each.comparison for each in found}
-    for name, comparison in {**tables, **{f"study-{budget}": study for budget, study in studies.items()}}.items():
-        write_text(target / name / "table.md", to_markdown(comparison))
-        paths.append(target / name / "table.md")
+    page, figures = target / "README.md", target / "figures"
+    found = read_evidence(target)
+    replace_part(page, *RESULTS, results(found))
+    for each in (page, *([Path(readme)] if readme is not None else [])):
+        replace_part(each, *SUMMARY, summary(found))
+    paths = [page, *([Path(readme)] if readme is not None else [])]
     for each in found:
-        paths += draw_comparison(target / each.name, each.comparison, each.rows, each.curves)
+        write_text(target / each.name / "table.md", to_markdown(each.comparison))
+        paths.append(target / each.name / "table.md")
     figures.mkdir(exist_ok=True)
     draw = partial(_draw_differences, found=found)
-    paths += draw_figure(figures / "differences", draw, height=1.3 + 0.95 * len(found))
-    paths += draw_figure(figures / "strategies", draw_strategies, height=4.8)
-    if landscape.is_dir():
-        surfaces = {name: cast(Surface, read_landscape(landscape / f"surface-{name}.npz")) for name in ("sgd", OWN)}
-        line = cast(Line, read_landscape(landscape / f"line-sgd-{OWN}.npz"))
-        paths += draw_landscapes(landscape, surfaces, {OWN: line})
-    return paths
+    return paths + draw_figure(figures / "differences", draw, height=1.6 + 0.42 * len(found))
 
 
-def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]] | None = None) -> str:
-    """Return the tables of the evidence, and what can be read off them, in Markdown.
+def summary(found: Sequence[Evidence]) -> str:
+    """Return the table that the page begins with, in Markdown: a row a benchmark, both its budgets side by side."""
+    own = OWN if any(_row(each, OWN) for each in found) else PAPER
+    most = max(len(each.benchmark.budgets) for each in found)
+    heads = ["data", *["passes", "SGD, %", f"`{own}` − SGD"] * most]
+    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    for benchmark in dict.fromkeys(each.benchmark for each in found):
+        cells = [f"`{benchmark.name}`"]
+        for budget in benchmark.budgets:
+            each = next((each for each in found if (each.benchmark, each.budget) == (benchmark, budget)), None)
+            sgd = None if each is None else _row(each, "sgd")
+            cells += [
+                str(budget),
+                "–" if sgd is None else f"{100 * sgd['test_accuracy'][0]:.2f}",
+                difference(None if each is None else paired(each, "sgd", own)),
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(["", "", *lines, "", ""])
 
-    Args:
-        found: The comparisons.
-        studies: Those of the method's settings, by their budgets.
-    """
+
+def results(found: Sequence[Evidence]) -> str:
+    """Return all other tables of the evidence, and what can be read off them, in Markdown."""
     shown = [name for name in METHODS if any(row["method"] == name for each in found for row in each.rows)]
     others = [name for name in shown if name != OWN]
-    accuracies = [
-        f"| benchmark | budget | learning rates | seeds | {' | '.join(shown)} |",
-        f"| --- | ---: | --- | ---: |{' ---: |' * len(shown)}",
-    ]
+    accuracies = [f"| data | passes | seeds | {' | '.join(shown)} |", f"| --- | ---: | ---: |{' ---: |' * len(shown)}"]
     differences = [
-        f"| benchmark | budget | learning rates | {' | '.join(f'− {name}' for name in others)} |",
-        f"| --- | ---: | --- |{' ---: |' * len(others)}",
+        f"| data | passes | {' | '.join(f'− {name}' for name in others)} |",
+        f"| --- | ---: |{' ---: |' * len(others)}",
     ]
     for each in found:
         present = {row["method"]: row for row in each.comparison["methods"]}
@@ -106,32 +99,26 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
             cells.append((f"**{value}**" if is_best else value) + (f" ({lost} diverged)" if lost else ""))
         seeds = sorted({row["seeds"] for row in present.values()})
         told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        rates = "chosen" if each.comparison["tuning"] else f"{DEFAULT_RATE} for all"
-        what = f"| `{each.benchmark.name}` | {each.budget} | {rates} |"
+        what = f"| `{each.benchmark.name}` | {each.budget} |"
         accuracies.append(f"{what} {told} | {' | '.join(cells)} |")
-        cells = [difference(paired(each, name)) for name in others]
-        differences.append(f"{what} {' | '.join(cells)} |")
-    tuned = [each for each in found if each.comparison["tuning"]]
-    if len(tuned) > 1:
-        means = [_mean_differences(tuned, name) for name in others]
-        cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
-        differences.append(f"| mean of these with chosen rates | | | {' | '.join(cells)} |")
+        differences.append(f"{what} {' | '.join(difference(paired(each, name)) for name in others)} |")
+    means = [_mean_differences(found, name) for name in others]
+    cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
+    differences.append(f"| mean | | {' | '.join(cells)} |")
     kept = {each.name for each in found}
-    missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget, is_tuned in names()
-               if is_tuned and name not in kept]  # fmt: skip
-    titles = {each.benchmark.name: each.benchmark.title for each in found}
+    missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget in names() if name not in kept]
     lines = [
         "",
         "",
-        *[f"- `{name}`: {title}" for name, title in titles.items()],
+        *[f"- `{each.name}`: {each.title}" for each in dict.fromkeys(each.benchmark for each in found)],
         "",
         *accuracies,
         "",
         "Test accuracy in percent, mean ± standard deviation over seeds, highest mean in bold. A budget is so many",
-        "passes over the training images; a perturbed update takes two gradients. Learning rates that were chosen are",
-        "each method's own: the highest accuracy on the validation split, of equal ones the lowest loss there, over a",
-        f"grid of {', '.join(RATES)} (from pretrained weights {', '.join(PRETRAINED_RATES)}) that grows, by √10 at a",
-        "time, where the best value lies at its end.",
+        "passes over the training images; a perturbed update takes two gradients. Learning rates are each method's",
+        "own: the highest accuracy on the validation split, of equal ones the lowest loss there, over a grid of",
+        f"{', '.join(RATES)} (from pretrained weights {', '.join(PRETRAINED_RATES)}) that grows, by √10 at a time,",
+        "where the best value lies at its end.",
         "",
         f"What {OWN} has over each of the others, in points:",
         "",
@@ -140,103 +127,27 @@ def markdown(found: Sequence[Evidence], studies: Mapping[int, Mapping[str, Any]]
         "Pairs of runs with the same seed, with 95 % intervals (Student's, rounded outwards, not corrected for their",
         "number). Seeds vary initial weights and the order of images, not which images and wrong labels there are.",
         "",
-        *[f"- {told}" for told in [*verdict(found), *standing(found), *_norms_told(found)]],
+        *[f"- {told}" for told in [*verdict(found), *standing(found)]],
         "",
-        *_best_told(found, shown),
-        *_devices_told(
-            {each.told: each.comparison for each in found}
-            | {f"the settings' table at {budget}": study for budget, study in (studies or {}).items()}
-        ),
+        *_devices_told({each.told: each.comparison for each in found}),
         *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else []),
         "| | the paper's claim | the authors' records, at equal epochs | measured here, at equal gradients |",
         "| --- | --- | --- | --- |",
-        f"| over plain PUGD | +3.2 % on average | {RECORDED[0]} | {_range(found, 'pugd')} |",
-        f"| over SGD | | {RECORDED[1]} | {_range(found, 'sgd')} |",
+        f"| over plain PUGD | +3.2 % on average | {RECORDED[0]} | {_range(found, PAPER, 'pugd')} |",
+        f"| over SGD | | {RECORDED[1]} | {_range(found, PAPER, 'sgd')} |",
         "",
-        *_study_told(studies or {}),
         "",
     ]
     return "\n".join(lines)
 
 
-def _mean_differences(found: Sequence[Evidence], other: str) -> list[float]:
-    """Return the method's mean difference to another in each comparison that has both, in points."""
-    return [100 * ends[0] for each in found if (ends := paired(each, other)) is not None and ends[0] is not None]
+def _row(each: Evidence, method: str) -> dict[str, Any] | None:
+    return next((row for row in each.comparison["methods"] if row["method"] == method), None)
 
 
-def _best_told(found: Sequence[Evidence], shown: Sequence[str]) -> list[str]:
-    """Return the table of each method's highest mean over budgets and learning rates, and the fewest passes to it."""
-    lines = []
-    for benchmark in dict.fromkeys(each.benchmark for each in found):
-        rows = [
-            (method["test_accuracy"][0], -each.budget, method["method"])
-            for each in found
-            if each.benchmark == benchmark
-            for method in each.comparison["methods"]
-            if method["test_accuracy"][0] is not None
-        ]
-        best = [max((row for row in rows if row[2] == name), default=None) for name in shown]
-        cells = ["–" if row is None else f"{100 * row[0]:.2f} ({-row[1]})" for row in best]
-        lines.append(f"| `{benchmark.name}` | {' | '.join(cells)} |")
-    return [
-        "The highest mean of each method over these budgets and learning rates, with its passes, since more passes are",
-        "not better for every method (chosen by test accuracy, so these flatter):",
-        "",
-        f"| benchmark | {' | '.join(shown)} |",
-        f"| --- |{' ---: |' * len(shown)}",
-        *lines,
-        "",
-    ]
-
-
-def _norms_told(found: Sequence[Evidence]) -> list[str]:
-    """Return in a sentence how long gradients were when the switch fired."""
-    norms = [(each.told, each.comparison.get("norm_at_switch")) for each in found]
-    told = [f"{median(values):.2g} on {name}" for name, values in norms if values]
-    if not told:
-        return []
-    return [f"When the switch of {OWN} fired, the norm of its gradients had been, in the median, {', '.join(told)}."]
-
-
-def _study_told(studies: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """Return the table of what the method's settings do on validation."""
-    if not studies:
-        return []
-    settings = list(dict.fromkeys(row["method"] for study in studies.values() for row in study["methods"]))
-    lines = [
-        f"| setting | {' | '.join(f'{budget} passes' for budget in studies)} |",
-        f"| --- |{' ---: |' * len(studies)}",
-    ]
-    for name in settings:
-        cells = []
-        for study in studies.values():
-            row = next((row for row in study["methods"] if row["method"] == name), None)
-            cells.append("–" if row is None else spread(row["validation_accuracy"]))
-        told = f"`{name.removeprefix(OWN).strip()}`" if name.startswith(f"{OWN} ") else name
-        lines.append(f"| {f'{OWN}, its defaults' if name == OWN else told} | {' | '.join(cells)} |")
-    rates = ", ".join(f"{STUDIES[f'study-{budget}'][1]} at {budget}" for budget in studies)
-    most = max(row["seeds"] for study in studies.values() for row in study["methods"])
-    # How many evaluations each setting chose its weights from stands in the tables beside the records.
-    qualified = [
-        f"With {budget} passes: {told[0].lower()}{told[1:]}"
-        for budget, study in studies.items()
-        for told in cautions({**study, "evaluations": None}, _code)
-    ]
-    return [
-        "What other settings of the method do, in validation accuracy, with 40 % of the training labels wrong and at",
-        f"equal gradients ({counted(most, 'run')} each with seeds of their own; learning rate {rates}). The test split",
-        "was not read; the validation split chose each run's weights too, so these figures flatter, and most those",
-        "with many updates, which have more evaluations to choose from (`table.md` beside the records tells how many).",
-        "",
-        *lines,
-        "",
-        *[f"- {told}" for told in qualified],
-        *([""] if qualified else []),
-    ]
-
-
-def _code(name: str) -> str:
-    return f"`{name}`"
+def _mean_differences(found: Sequence[Evidence], other: str, own: str = OWN) -> list[float]:
+    """Return a method's mean difference to another in each comparison that has both, in points."""
+    return [100 * ends[0] for each in found if (ends := paired(each, other, own)) is not None and ends[0] is not None]
 
 
 def _devices_told(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -256,9 +167,9 @@ def _devices_told(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*(f"- {each}" for each in sentences), "- All others were made on a CPU.", ""] if sentences else []
 
 
-def paired(each: Evidence, other: str) -> list[float | None] | None:
-    """Return the interval of the method's difference to another in pairs of one seed, or None without a pair."""
-    return next((row["difference"] for row in summarise(each.rows, other) if row["method"] == OWN), None)
+def paired(each: Evidence, other: str, own: str = OWN) -> list[float | None] | None:
+    """Return the interval of a method's difference to another in pairs of one seed, or None without a pair."""
+    return next((row["difference"] for row in summarise(each.rows, other) if row["method"] == own), None)
 
 
 def verdict(found: Sequence[Evidence]) -> list[str]:
@@ -269,7 +180,8 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
     better, worse, edge, open_, single = list[str](), list[str](), list[str](), list[str](), list[str]()
     chances = dict[str, float]()
     for each in found:
-        ends = paired(each, "sgd") or [None] * 4
+        if (ends := paired(each, "sgd")) is None:
+            continue
         low, high = outwards(ends[2], ends[3])
         if low is None or high is None:
             group = single
@@ -278,7 +190,7 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
         else:
             group = edge if 0 in (low, high) else open_
         group.append(each.told)
-        if each.comparison["tuning"] and (chance := two_sided(each, "sgd")) is not None:
+        if (chance := two_sided(each, "sgd")) is not None:
             chances[each.told] = chance
     sentences = {
         f"{OWN} is better than SGD, with an interval that excludes zero, on": better,
@@ -294,7 +206,7 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
     left = [f"{name} (p {chance:.2g})" for name, chance in corrected.items() if chance < 1 - CONFIDENCE]
     return [
         *told,
-        f"Corrected for the {len(chances)} comparisons with chosen learning rates (Holm), {OWN} differs from SGD by "
+        f"Corrected for the {len(chances)} comparisons (Holm), {OWN} differs from SGD by "
         f"more than chance on {', '.join(left) or 'none'}.",
     ]
 
@@ -318,6 +230,8 @@ def standing(found: Sequence[Evidence]) -> list[str]:
     highest, below = list[str](), list[str]()
     for each in found:
         means = {row["method"]: row["test_accuracy"][0] or 0.0 for row in each.comparison["methods"]}
+        if OWN not in means:
+            continue
         above = [name for name, mean in means.items() if mean > means[OWN]]
         if above:
             below.append(f"{', '.join(above)} on {each.told}")
@@ -331,10 +245,9 @@ def standing(found: Sequence[Evidence]) -> list[str]:
     return parts
 
 
-def _range(found: Sequence[Evidence], other: str) -> str:
-    """Return between which values the method's mean difference to another lies, where learning rates were chosen."""
-    chosen = [each for each in found if each.comparison["tuning"]] or found
-    means = _mean_differences(chosen, other)
+def _range(found: Sequence[Evidence], own: str, other: str) -> str:
+    """Return between which values a method's mean difference to another lies."""
+    means = _mean_differences(found, other, own)
     if not means:
         return "–"
     if len(means) == 1:
@@ -346,29 +259,26 @@ def _range(found: Sequence[Evidence], other: str) -> str:
 
 
 def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
-    """Draw each method's difference to SGD with its interval, for every benchmark and budget."""
+    """Draw each method's difference to SGD for every benchmark and budget, the method's own with its interval."""
     axes = figure.subplots()
-    others = [name for name in METHODS if name != "sgd"]
-    for row, each in enumerate(found):
-        for place, name in enumerate(others, start=1):
-            method = next((m for m in each.comparison["methods"] if m["method"] == name), None)
-            if method is None or method["difference"] is None:
-                continue
-            mean, _, low, high = method["difference"]
-            height = row + (place - (len(others) + 1) / 2) * 0.15
-            look: dict[str, Any] = {"color": COLOURS[place], "linewidth": 2.2 if name == OWN else 1.2}
-            if low is not None:
-                axes.plot([100 * low, 100 * high], [height, height], solid_capstyle="butt", **look)
-            label = name if row == 0 else None
-            axes.plot([100 * mean], [height], MARKS[place], label=label, markersize=6 if name == OWN else 4.5, **look)
+    others = [name for name in METHODS if name not in ("sgd", OWN)]
+    for place, name in enumerate([*others, OWN], start=1):
+        colour = {OWN: COLOURS[1], PAPER: COLOURS[2]}.get(name, COLOURS[0])
+        look: dict[str, Any] = {"color": colour, "label": name}
+        rows = [(row, ends) for row, each in enumerate(found) if (ends := paired(each, "sgd", name)) is not None]
+        means = [100 * (ends[0] or 0.0) for _, ends in rows]
+        heights = [row for row, _ in rows]
+        if name != OWN:
+            axes.plot(means, heights, MARKS[place], markersize=4.5, alpha=0.55, markerfacecolor="none", **look)
+            continue
+        axes.plot(means, heights, MARKS[0], markersize=7, zorder=3, **look)
+        for height, (_, ends) in zip(heights, rows, strict=True):
+            if ends[2] is not None and ends[3] is not None:
+                axes.plot([100 * ends[2], 100 * ends[3]], [height, height], color=colour, linewidth=2.4)
     axes.axvline(0, color=COLOURS[0], linewidth=0.9)
-    labels = [
-        f"{each.benchmark.name}\n{each.budget} passes" + ("" if each.comparison["tuning"] else f", lr {DEFAULT_RATE}")
-        for each in found
-    ]
-    axes.set_yticks(range(len(found)), labels)
+    axes.set_yticks(range(len(found)), [f"{each.benchmark.name}, {each.budget} passes" for each in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_xlabel("test accuracy − SGD's with the same seed (points), with 95 % interval")
+    axes.set_xlabel(f"test accuracy − SGD's at equal gradients (points); of {OWN} with its 95 % interval")
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(others))
+    figure.legend(loc="outside upper center", ncols=len(others) + 1)

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import math
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from rts_hf.files import read_json_object, write_text
 from rts_hf.reports.comparison import FORMAT, count_in, read_rows, summarise, to_csv
 from rts_hf.reports.run_folder import COMPARISON_NAME, read_log, read_record
 
-METHODS = ("sgd", "sam", "asam", "pugd", "temperon", "rts_pugd")
-OWN = "rts_pugd"
+OWN, PAPER = "rts_pugd", "paper"
+METHODS = ("sgd", "sam", "asam", "pugd", "temperon", PAPER, OWN)
 HISTORIES = ("method", "seed", "gradient_evaluations", "validation_accuracy")
 # Every method's learning rate is the best of these, and of what the grid grows by, on the validation split
 TUNING = ("--tune", "2", "--learning_rates")
 RATES, PRETRAINED_RATES = ("0.05", "0.1", "0.2", "0.4"), ("0.003", "0.01", "0.03")
-DEFAULT_RATE = 0.1  # of the training command, for all of METHODS
-LANDSCAPE = "digits_noise-100"  # the comparison whose runs of seed 0 the surfaces and the line are of
-NOISY = "digits_noise"  # compared at one learning rate for all too at every budget, where others are at the short one
 
 
 class Benchmark(NamedTuple):
@@ -79,21 +72,6 @@ BENCHMARKS = (
 )
 
 
-# Settings of the method that its defaults can be held against, on validation accuracy alone
-STUDY = (
-    "sgd", "rts_pugd", "rts_pugd --switch_at 0", "rts_pugd --switch_at 0.25", "rts_pugd --switch_at 0.75",
-    "rts_pugd --switch_at 0.9", "rts_pugd --switch gradient_variance",
-    "rts_pugd --switch gradient_variance --switch_gamma 0.5", "rts_pugd --switch generalization_gap",
-    "rts_pugd --switch generalization_gap --switch_mu 1.2", "rts_pugd --radius_beta_max 1",
-    "rts_pugd --radius_beta_max 4", "rts_pugd --radius sine_heating --radius_beta_max 2",
-    "rts_pugd --scale sine_heating", "rts_pugd --scale constant --scale_beta_max 0", "rts_pugd --perturb_every 2",
-    # with a switch at half of the updates, the learning rate anneals anew from there on
-    "rts_pugd --lr_scheduler_type cosine_with_restarts --lr_scheduler_kwargs '{\"num_cycles\": 2}'",
-)  # fmt: skip
-# Its budgets, and the learning rate of each: what validation chose for the method there
-STUDIES = {f"study-{budget}": (budget, rate) for budget, rate in ((30, 0.4), (100, 0.1))}
-
-
 class Evidence(NamedTuple):
     """A comparison that was kept.
 
@@ -116,51 +94,49 @@ class Evidence(NamedTuple):
     @property
     def told(self) -> str:
         """What sentences call it."""
-        rates = "" if self.comparison["tuning"] else f" (learning rate {DEFAULT_RATE} for all)"
-        return f"`{self.benchmark.name}` at {self.budget}{rates}"
+        return f"`{self.benchmark.name}` at {self.budget}"
 
 
-def names() -> Iterator[tuple[str, Benchmark, int, bool]]:
-    """Return the name of every comparison of the evidence, its benchmark and budget, and whether it chooses rates."""
+def names() -> Iterator[tuple[str, Benchmark, int]]:
+    """Return the name of every comparison of the evidence, its benchmark and budget."""
     for benchmark in BENCHMARKS:
         for budget in benchmark.budgets:
-            yield f"{benchmark.name}-{budget}", benchmark, budget, True
-            if not benchmark.is_pretrained and (benchmark.name == NOISY or budget == benchmark.budgets[0]):
-                yield f"{benchmark.name}-{budget}-default", benchmark, budget, False
+            yield f"{benchmark.name}-{budget}", benchmark, budget
 
 
-def commands(output_dir: str, *, seeds: int | None = None, jobs: int = 2) -> Iterator[tuple[str, list[str]]]:
+def commands(
+    output_dir: str, *, methods: Sequence[str] = METHODS, seeds: int | None = None, jobs: int = 2
+) -> Iterator[tuple[str, list[str]]]:
     """Return the name of every comparison of the evidence, and the words of scripts/compare.py that make it.
 
     Args:
         output_dir: Folder of their folders.
-        seeds: Of each method; None: 10, or 5 where pretrained weights are trained. The study has three of its own.
+        methods: Some of :data:`METHODS`.
+        seeds: Of each method; None: 10, or 5 where pretrained weights are trained.
         jobs: Runs at a time.
     """
-    for name, benchmark, budget, is_tuned in names():
+    opts = [name for name in methods if name != PAPER]
+    compared = [*(["--opts", *opts] if opts else []), *(["--recipes", PAPER] if PAPER in methods else [])]
+    for name, benchmark, budget in names():
         runs = seeds or (5 if benchmark.is_pretrained else 10)
-        rates = (*TUNING, *(PRETRAINED_RATES if benchmark.is_pretrained else RATES)) if is_tuned else ()
-        own = ["--opts", *METHODS, "--seeds", str(runs), "--budget", str(budget), *rates]
+        rates = PRETRAINED_RATES if benchmark.is_pretrained else RATES
+        own = [*compared, "--seeds", str(runs), "--budget", str(budget), *TUNING, *rates]
         where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
         yield name, [*own, *where, *benchmark.words, "--channels_last", "--draw_figures", "false"]
-    (noisy,) = (benchmark for benchmark in BENCHMARKS if benchmark.name == NOISY)
-    for name, (budget, rate) in STUDIES.items():
-        own = ["--opts", *STUDY, "--seeds", "3", "--first_seed", "2000", "--budget", str(budget), "--validation_only"]
-        where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
-        common = ["--learning_rate", str(rate), "--channels_last", "--draw_figures", "false"]
-        yield name, [*own, *where, *noisy.words, *common]
 
 
 def keep(comparison_dir: str | Path, target: str | Path) -> None:
     """Keep what the evidence needs of a finished comparison: results, trials, facts and histories, no weights.
 
+    Records of methods that the comparison has not run stay as they are.
+
     Args:
         comparison_dir: Folder that scripts/compare.py wrote.
-        target: Folder of the records; emptied before.
+        target: Folder of the records.
 
     Raises:
         FileNotFoundError: If the comparison is not finished.
-        ValueError: If its learning rates were chosen elsewhere.
+        ValueError: If its learning rates were chosen elsewhere, or the records that would stay are of another task.
     """
     source, folder = Path(comparison_dir), Path(target)
     if not (source / COMPARISON_NAME).is_file():
@@ -168,101 +144,69 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
     facts = read_json_object(source / COMPARISON_NAME)
     if "source" in (facts["tuning"] or {}):
         raise ValueError(f"comparison {str(source)!r} took its learning rates from another, whose runs are not there.")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in ("results.csv", "trials.csv"):
-        if (source / name).is_file():
-            shutil.copy(source / name, folder)
-    kept = {name: value for name, value in facts.items() if name not in ("methods", "command")}
-    kept["devices"] = {
-        "runs": _devices(source / row["folder"] for row in _read(source / "results.csv")),
-        "tuning": _devices(path.parent for path in source.glob("tuning/*/*/*/run.json")),
+    tables: dict[str, list[dict[str, str]]] = {
+        name: _read(source / name) for name in ("results.csv", "trials.csv") if (source / name).is_file()
     }
-    norms = [_norm_at_switch(source / row["folder"]) for row in _read(source / "results.csv") if row["method"] == OWN]
-    kept["norm_at_switch"] = [norm for norm in norms if norm is not None]
-    kept["weights"] = {name: _digest(run) for name, run in zip(("sgd", OWN), _drawn_runs(source), strict=True)}
-    write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
-    points = [
+    runs = {source / row["folder"]: row for row in tables["results.csv"]}
+    tables["histories.csv"] = [
         {
             "method": row["method"],
             "seed": row["seed"],
-            "gradient_evaluations": entry["gradient_evaluations"],
-            "validation_accuracy": round(entry["eval_accuracy"], 5),
+            "gradient_evaluations": str(entry["gradient_evaluations"]),
+            "validation_accuracy": str(round(entry["eval_accuracy"], 5)),
         }
-        for row in _read(source / "results.csv")
-        if read_record(source / row["folder"])["status"] != "diverged"
-        for entry in read_log(source / row["folder"])
+        for path, row in runs.items()
+        if read_record(path)["status"] != "diverged"
+        for entry in read_log(path)
         if entry.get("eval_accuracy") is not None
     ]
-    write_text(folder / "histories.csv", to_csv(points, HISTORIES))
+    kept = {name: value for name, value in facts.items() if name not in ("methods", "command", "evaluations")}
+    kept["devices"] = {
+        "runs": _devices(runs),
+        "tuning": _devices(path.parent for path in source.glob("tuning/*/*/*/run.json")),
+    }
+    if (folder / COMPARISON_NAME).is_file():
+        _join(folder, {row["method"] for row in runs.values()}, kept, tables)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        write_text(folder / name, to_csv(rows, list(rows[0])) if rows else to_csv([], HISTORIES))
+    write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+
+
+def _join(folder: Path, made: set[str], kept: dict[str, Any], tables: dict[str, list[dict[str, str]]]) -> None:
+    """Add what records hold of other methods than were ``made`` to the facts and tables of those."""
+    known = read_json_object(folder / COMPARISON_NAME)
+    old = {name: [row for row in _read(folder / name) if row["method"] not in made] for name in tables}
+    if not old["results.csv"]:
+        return
+    for name in ("model", "data", "gradient_evaluations", "words"):
+        before, now = (
+            [word for word in facts[name] if word != "--channels_last"] if name == "words" else facts[name]
+            for facts in (known, kept)
+        )  # which is a matter of rounding
+        if before != now:
+            others = ", ".join(dict.fromkeys(row["method"] for row in old["results.csv"]))
+            raise ValueError(
+                f"the records in {str(folder)!r} are of another task ({name} {before!r}, not {now!r}); run {others} "
+                "again too."
+            )
+    order = {method: place for place, method in enumerate(METHODS)}
+    for name, rows in tables.items():
+        joined = sorted([*old[name], *rows], key=lambda row: order.get(row["method"], len(order)))
+        columns = dict.fromkeys(column for row in joined for column in row)
+        tables[name] = [{column: row.get(column, "") for column in columns} for row in joined]
+    kept["reference"] = known["reference"]
+    for kind, devices in kept["devices"].items():
+        kept["devices"][kind] = sorted({*devices, *known.get("devices", {}).get(kind, ["cpu"])})
+    if kept["tuning"] and known["tuning"]:
+        ends = [name for name in known["tuning"]["at_an_end"] if name not in made]
+        kept["tuning"] |= {"trials": len(tables["trials.csv"]), "at_an_end": [*ends, *kept["tuning"]["at_an_end"]]}
 
 
 def _devices(runs: Iterable[Path]) -> list[str]:
     """Return the kinds of device that runs were trained on: an accelerator's name, or cpu."""
     hardware = (read_record(run)["hardware"] for run in runs)
     return sorted({each.get("accelerator") or each["device"] for each in hardware})
-
-
-def _norm_at_switch(run: Path) -> float | None:
-    """Return the mean of the last five gradient norms that a run logged before its switch fired, or None."""
-    record = read_record(run)
-    step = ((record["optimizer"] or {}).get("switch") or {}).get("step")
-    if not step or record["status"] == "diverged":
-        return None
-    norms = [float(entry["grad_norm"]) for entry in read_log(run) if "grad_norm" in entry and entry["step"] <= step]
-    norms = [norm for norm in norms if math.isfinite(norm)]
-    return fmean(norms[-5:]) if norms else None
-
-
-def _drawn_runs(comparison_dir: Path) -> list[Path]:
-    """Return the run folders that landscapes are of."""
-    return [comparison_dir / "runs" / name / "seed-0" for name in ("sgd", OWN)]
-
-
-def _digest(run: Path) -> str | None:
-    """Return what tells a run's weights from others, or None where they are not kept."""
-    weights = run / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.is_file() else None
-
-
-def measure_landscapes(comparison_dir: str | Path, target: str | Path, *, progress: bool = True) -> None:
-    """Measure the loss around the weights of SGD's and the method's runs of seed 0, and on the line between them.
-
-    Args:
-        comparison_dir: Folder of the comparison :data:`LANDSCAPE`, with its runs.
-        target: Folder of the .npz files; what is there is replaced. What is measured is kept in ``landscape`` of the
-            comparison's folder too, from where the same call goes on.
-        progress: Whether to show progress bars.
-
-    Raises:
-        FileNotFoundError: If the runs, or their weights, are not there.
-    """
-    from rts_hf.comparing.landscapes import lines_of_runs, surface_of_run
-
-    folder = Path(comparison_dir) / "landscape"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = _drawn_runs(Path(comparison_dir))
-    for name, run in zip(("sgd", OWN), runs, strict=True):
-        surface_of_run(run, folder / f"surface-{name}.npz", progress=progress)
-    lines_of_runs(runs, [folder / f"line-sgd-{OWN}.npz"], progress=progress)
-    Path(target).mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.npz"):
-        shutil.copy(path, target)
-    digests = {name: _digest(run) for name, run in zip(("sgd", OWN), runs, strict=True)}
-    write_text(Path(target) / "weights.json", json.dumps(digests, indent=2) + "\n")
-
-
-def check_landscapes(records: Path) -> None:
-    """Refuse landscapes of other runs than those of the record that the page shows beside them."""
-    told = records / "landscape" / "weights.json"
-    record = records / LANDSCAPE / COMPARISON_NAME
-    measured = read_json_object(told) if told.is_file() else None
-    kept = read_json_object(record).get("weights") if record.is_file() else None
-    if kept and kept != measured:
-        raise ValueError(
-            f"the landscapes in {str(told.parent)!r} are of other weights ({measured}) than the record of {LANDSCAPE} "
-            f"({kept}); scripts/evidence --rerun landscape measures them."
-        )
 
 
 def read_evidence(folder: str | Path) -> list[Evidence]:
@@ -276,27 +220,11 @@ def read_evidence(folder: str | Path) -> list[Evidence]:
     """
     found = [
         _read_one(Path(folder) / name, benchmark, budget)
-        for name, benchmark, budget, _ in names()
+        for name, benchmark, budget in names()
         if (Path(folder) / name).is_dir()
     ]
     if not found:
         raise ValueError(f"folder {str(folder)!r} holds no records; scripts/evidence --rerun makes them.")
-    return found
-
-
-def read_study(folder: str | Path) -> dict[int, dict[str, Any]]:
-    """Return what ``comparison.json`` holds of the studies that are kept in a folder, by their budgets.
-
-    Args:
-        folder: Folder of the records.
-    """
-    kept = {budget: Path(folder) / name for name, (budget, _) in STUDIES.items()}
-    found = {}
-    for budget, records in kept.items():
-        if records.is_dir():
-            facts = read_json_object(records / COMPARISON_NAME)
-            summary = summarise(read_rows(records / "results.csv"), facts["reference"], "validation")
-            found[budget] = {**facts, "format": FORMAT, "methods": summary}
     return found
 
 

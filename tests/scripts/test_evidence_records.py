@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 import runpy
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evidence.document import write_evidence
-from evidence.records import BENCHMARKS, METHODS, STUDIES, commands, keep, measure_landscapes, read_evidence
+from evidence.records import BENCHMARKS, METHODS, commands, keep, read_evidence
 from run_folder_for_tests import edit_json
-from runs_for_tests import SMALL, settings
 from test_evidence import FACTS, ROOT, readme, write_comparison
 
-from rts_hf import ModelArguments, train
-from rts_hf.comparing.method import parse_method
+from rts_hf.comparing.method import parse_method, parse_recipe
 from rts_hf.comparing.report import write_report
 from rts_hf.reports.run_folder import read_log
 from rts_hf.runs.command_line import parse_arguments
@@ -43,36 +40,26 @@ def test_gradient_evaluations_that_are_not_whole_are_kept(tmp_path: Path) -> Non
 
 
 def test_the_commands_are_those_of_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = dict(commands(str(tmp_path), seeds=2, jobs=1))
-    tuned = [f"{each.name}-{budget}" for each in BENCHMARKS for budget in each.budgets]
-    assert [name for name, words in made.items() if "--tune" in words] == tuned
-    at_default = {f"{name}-default" for name in (
-        "digits-30", "digits_noise-30", "digits_noise-100", "digits_few-200", "photo_patches-15",
-    )}  # fmt: skip
-    assert set(made) - set(tuned) == at_default | set(STUDIES)
-    assert {name for name, words in made.items() if "--validation_only" in words} == set(STUDIES)
+    made, opts = dict(commands(str(tmp_path), seeds=2, jobs=1)), [name for name in METHODS if name != "paper"]
+    assert list(made) == [f"{each.name}-{budget}" for each in BENCHMARKS for budget in each.budgets]
     for name, words in commands(str(tmp_path)):
         is_pretrained = name.startswith("finetune_")
         assert ("--checkpoint" in words, "0.003" in words) == (is_pretrained, is_pretrained)
-        assert name in STUDIES or words[words.index("--seeds") + 1] == ("5" if is_pretrained else "10")
-    for words in made.values():  # all of them can be made
-        arguments = words[words.index("--opts") + 1 :]
-        for text in arguments[: next(place for place, word in enumerate(arguments) if word == "--seeds")]:
-            parse_arguments([*parse_method(text).words, "--use_cpu", "--output_dir", str(tmp_path / "run")])
+        assert words[words.index("--seeds") + 1] == ("5" if is_pretrained else "10")
+        assert words[: words.index("--seeds")] == ["--opts", *opts, "--recipes", "paper"]
+    for method in (*map(parse_method, opts), parse_recipe("paper")):
+        parse_arguments([*method.words, "--use_cpu", "--output_dir", str(tmp_path / "run")])  # all can be made
     called: list[dict[str, Any]] = []
     monkeypatch.setattr(
         "rts_hf.comparing.compare.compare", lambda opts, **settings: called.append({"opts": opts, **settings})
     )
     write_comparison(tmp_path / "digits_noise-100", {"sgd": [0.9, 0.8], "rts_pugd": [0.9, 0.8]})
     readme(tmp_path / "records")
-    words = ["--rerun", "digits_noise-100", "--seeds", "4", "--output_dir", str(tmp_path)]
-    measured: list[Path] = []  # the landscapes that README shows are of this comparison's runs
-    monkeypatch.setattr("evidence.records.measure_landscapes", lambda source, target: measured.append(source))
+    words = ["--rerun", "digits_noise-100", "--seeds", "4", "--output_dir", str(tmp_path), "--methods", "rts_pugd"]
     monkeypatch.setattr(sys, "argv", ["evidence", *words, "--records", str(tmp_path / "records")])
     runpy.run_path(str(ROOT / "scripts" / "evidence" / "__main__.py"), run_name="__main__")
     (call,) = called
-    assert measured == [tmp_path / "digits_noise-100"]
-    assert (call["opts"], call["budget"], call["seeds"]) == ([*METHODS], 100, 4)
+    assert (call["opts"], call["recipes"], call["budget"], call["seeds"]) == (["rts_pugd"], [], 100, 4)
     assert (call["tune"], call["learning_rates"]) == (2, [0.05, 0.1, 0.2, 0.4])
     assert call["words"] == ["--label_noise", "0.4", "--channels_last", "--draw_figures", "false"]
     with (tmp_path / "records" / "digits_noise-100" / "results.csv").open() as file:
@@ -86,33 +73,12 @@ def test_one_command_makes_all_that_readme_shows(tmp_path: Path, monkeypatch: py
         "benchmark.report.write_page",
         "rts_hf.reports.figures.draw_run_figures",
     ):
-        monkeypatch.setattr(name, lambda path: made.append(Path(path)) or [])
+        monkeypatch.setattr(name, lambda *paths: made.extend(map(Path, paths)) or [])
     monkeypatch.setattr(sys, "argv", ["evidence"])
     runpy.run_path(str(ROOT / "scripts" / "evidence" / "__main__.py"), run_name="__main__")
     cards = ROOT / "model_cards"
-    assert made == [cards / "evidence", cards / "benchmark" / "benchmark.json", cards / "digits_rts_pugd"]
-
-
-def test_landscapes_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
-    for name in ("sgd", "rts_pugd"):
-        words: dict[str, Any] = {"opt": name, "max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
-        words |= {"load_best_model_at_end": False, "metric_for_best_model": None, "draw_figures": False}
-        train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "c" / "runs" / name / "seed-0", **words))
-    records = tmp_path / "records"
-    weights = tmp_path / "c" / "runs" / "sgd" / "seed-0" / "model.safetensors"
-    write_comparison(tmp_path / "d", {"sgd": [0.9], "rts_pugd": [0.9]})
-    for name in ("sgd", "rts_pugd"):
-        shutil.copy(tmp_path / "c" / "runs" / name / "seed-0" / weights.name, tmp_path / "d" / "runs" / name / "seed-0")
-    keep(tmp_path / "d", records / "digits_noise-100")
-    measure_landscapes(tmp_path / "c", records / "landscape", progress=False)
-    shutil.copytree(records, tmp_path / "old")
-    edit_json(tmp_path / "old" / "landscape" / "weights.json", lambda digests: digests.update(sgd="of another run"))
-    with pytest.raises(ValueError, match=r"are of other weights .* --rerun landscape measures them"):
-        write_evidence(tmp_path / "old")
-    shutil.rmtree(tmp_path / "c")
-    readme(records)
-    names = {path.name for path in write_evidence(records)}
-    assert names >= {"surface-sgd.png", "surface-rts_pugd.png", "lines.png"}
+    pages = [cards / "evidence", ROOT / "README.md"]
+    assert made == [*pages, cards / "benchmark" / "benchmark.json", cards / "digits_rts_pugd"]
 
 
 def test_refused(tmp_path: Path) -> None:
