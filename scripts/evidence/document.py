@@ -28,7 +28,7 @@ RECORDED = (
     "The longer SGD runs went through two cosine periods",
 )
 SUMMARY, RESULTS = (
-    tuple(f"<!-- {part}, made by scripts/evidence: {end} -->" for end in ("begin", "end"))
+    (f"<!-- {part}, made by scripts/evidence: begin -->", f"<!-- {part}, made by scripts/evidence: end -->")
     for part in ("summary", "results")
 )
 
@@ -45,15 +45,14 @@ def write_evidence(folder: str | Path, readme: str | Path | None = None) -> list
         ValueError: If there are no records, or a page has no such part.
     """
     target = Path(folder)
-    page, figures = target / "README.md", target / "figures"
-    found = read_evidence(target)
+    page, figures, found = target / "README.md", target / "figures", read_evidence(target)
+    paths = [page] if readme is None else [page, Path(readme)]
     replace_part(page, *RESULTS, results(found))
-    for each in (page, *([Path(readme)] if readme is not None else [])):
-        replace_part(each, *SUMMARY, summary(found))
-    paths = [page, *([Path(readme)] if readme is not None else [])]
+    for path in paths:
+        replace_part(path, *SUMMARY, summary(found))
     for each in found:
-        write_text(target / each.name / "table.md", to_markdown(each.comparison))
         paths.append(target / each.name / "table.md")
+        write_text(paths[-1], to_markdown(each.comparison))
     figures.mkdir(exist_ok=True)
     draw = partial(_draw_differences, found=found)
     return paths + draw_figure(figures / "differences", draw, height=1.6 + 0.42 * len(found))

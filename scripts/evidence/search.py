@@ -316,8 +316,8 @@ def _tasks(rung: Rung, settings: Sequence[str], runs: Sequence[Run]) -> Iterator
     done, measured = {run.key for run in runs}, accuracies(_of_rung(runs, rung))
     lengths: dict[tuple[Any, ...], list[float]] = {}
     for run in runs:
-        for known in (run.key[:2], run.key[:3], run.key[:4]):  # the nearest run tells best what to try first
-            lengths.setdefault(known, []).append(run.updates / run.gradients)
+        for like in (run.key[:2], run.key[:3], run.key[:4]):  # the nearest run tells best what to try first
+            lengths.setdefault(like, []).append(run.updates / run.gradients)
     for seed in range(max(rung.seeds.values())):
         for place, length in enumerate(LENGTHS):
             for benchmark in BENCHMARKS if seed < rung.seeds.get(length, 0) else ():
