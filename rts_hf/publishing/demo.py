@@ -80,14 +80,11 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     """Return what a run's record tells of its training, as texts by their heading."""
     optimizer, splits = record["optimizer"], record["data"].get("splits") or {}
     facts = {"Data": record["data"]["name"], "Optimizer": optimizer["name"]}
-    switch, updates = optimizer.get("switch") or {}, record["updates"]
-    if optimizer.get("method"):
-        plain = updates if switch and switch.get("step") is None else switch.get("step") or 0
-        some = f"after update {plain:,} of {updates:,}" if plain else "all"
-        facts["Perturbed updates"] = some if plain < updates else "none"
+    updates, gradients = record["updates"], record["gradient_evaluations"]
+    perturbed = round((gradients - updates) / (optimizer.get("perturb_fraction") or 1))
+    facts["Cost"] = f"perturbed {perturbed:,} of {updates:,} updates, {round(gradients):,} gradients"
     if (kept := (record.get("best") or {}).get("step")) is not None:
         facts["Weights"] = f"of update {kept:,}, the best on validation data"
-    facts["Gradient evaluations"] = f"{round(record['gradient_evaluations']):,} in {updates:,} updates"
     for split in ("validation", "test"):
         accuracy = (record["metrics"].get(split) or {}).get("accuracy")
         if accuracy is not None:

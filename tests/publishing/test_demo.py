@@ -29,6 +29,7 @@ from rts_hf.publishing.demo import FIGURES, build, find_folder, training_facts
 from rts_hf.publishing.hub import publish
 from rts_hf.reports.card import FIGURES as FIGURES_OF_CARDS
 from rts_hf.reports.run_folder import read_record
+from rts_hf.reports.text import spent
 
 # Runs a Space's page as the Hub does, where this package is not installed.
 ALONE = "import runpy, sys; sys.modules['rts_hf'] = None; runpy.run_path('app.py', run_name='__main__')"
@@ -115,9 +116,9 @@ def test_an_image_dropped_in_a_browser_is_classified_above_the_pictures_of_the_t
     assert seen["title"] == "resnet_micro_small on digits"
     assert all(seen["pictures"][caption] > 100 for caption in FIGURES.values())  # they are there, and loaded
     record = read_record(run)
-    switched = record["optimizer"]["switch"]["step"]
-    assert 0 < switched < record["updates"]
-    assert f"Perturbed updates\tafter update {switched} of {record['updates']}" in seen["text"]
+    perturbed = record["updates"] - record["optimizer"]["switch"]["step"]
+    assert 0 < perturbed < record["updates"]
+    assert f"Cost\tperturbed {perturbed} of {record['updates']} updates, " in seen["text"]
     assert f"Weights\tof update {record['best']['step']}, the best on validation data" in seen["text"]
     assert f"Test accuracy\t{record['metrics']['test']['accuracy']:.4f} on 40 images" in seen["text"]
 
@@ -126,19 +127,10 @@ def test_the_pictures_are_those_of_the_card() -> None:
     assert set(FIGURES) == set(FIGURES_OF_CARDS)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "told"),
-    [
-        ({"method": "pugd", "switch": {"step": 4}}, "after update 4 of 8"),
-        ({"method": "pugd", "switch": {"step": None}}, "none"),
-        ({"method": "pugd", "switch": {"step": 0}}, "all"),
-        ({"method": "sam", "switch": None}, "all"),
-        ({"method": None, "switch": None}, None),
-    ],
-)
-def test_how_many_updates_were_perturbed(optimizer: dict[str, Any], told: str | None) -> None:
-    record = {"optimizer": {"name": "sam", **optimizer}, "data": {"name": "digits"}, "metrics": {}, "updates": 8}
-    assert training_facts({**record, "gradient_evaluations": 12}).get("Perturbed updates") == told
+def test_what_training_took_is_told_as_the_card_tells_it() -> None:
+    told = {"optimizer": {"name": "rts_pugd", "perturb_fraction": 0.5}, "data": {"name": "digits"}, "metrics": {}}
+    record = {**told, "updates": 8, "gradient_evaluations": 10}
+    assert training_facts(record)["Cost"] == "perturbed 4 of 8 updates, 10 gradients" == spent(record)
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:
