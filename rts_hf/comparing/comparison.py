@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rts_hf.comparing.backends import Job, check_backend_is_there, run_jobs
-from rts_hf.comparing.method import Method, option, updates_for_share, updates_within
+from rts_hf.comparing.method import Method, next_length, option, updates_within
 from rts_hf.files import read_json_object, write_text
 from rts_hf.optim.registration import unwrap_optimizer
 from rts_hf.optim.switches import PhaseSwitch
@@ -128,15 +128,11 @@ class Comparison:
     def settle_lengths(self, run: Callable[[Sequence[Cell]], None], *, every_seed: bool = True) -> None:
         """Find, by pilot runs, how long a run may be whose switch waits for what only a run can tell.
 
-        A pilot is made with the length that would fit if the switch fired where it did in the one before (or with one
-        between, where that was tried), until the budget is met within 2 %, or after five pilots; the closest one
-        counts. The first seed's comes first, and the others' begin with its length. When the switch fires depends on
-        the learning rate, so a call after one was chosen settles the lengths for it.
-
-        Args:
-            run: Makes the runs it is given; those of all methods and seeds side by side. What waits for one that it has
-                not made is left open.
-            every_seed: Whether each seed's length is settled, and not the first's only, which then counts for all.
+        A pilot is made with the length that would fit if as large a share of its updates were perturbed as of the one
+        before (or with one between, where some were too short and some too long), until the budget is met within 2 %,
+        or after five pilots; the closest one counts. The first seed's comes first, and the others' begin with its
+        length. When the switch fires depends on the learning rate, so a call after one was chosen settles the lengths
+        for it.
         """
         for seeds in (self.seeds[:1], self.seeds[1:] if every_seed else ()):
             self._settle(run, seeds)
@@ -167,8 +163,8 @@ class Comparison:
                 if record["status"] == "diverged":  # it tells nothing of when the switch fires
                     continue
                 tried[pair][updates] = record["gradient_evaluations"]
-                length = self._next_length(cell.method, updates, record, tried[pair])
-                if length not in tried[pair]:
+                length = next_length(tried[pair], budget)
+                if abs(tried[pair][updates] / budget - 1) > CLOSE_ENOUGH and length not in tried[pair]:
                     wanted[pair] = length
         for (place, seed), found in tried.items():
             method = self.methods[place]
@@ -229,22 +225,6 @@ class Comparison:
             folder /= f"lr-{method.learning_rate:g}"
         pilot = replace(method, updates=updates)
         return Cell(pilot, seed, folder / f"updates-{updates}-seed-{seed}")
-
-    def _next_length(self, method: Method, updates: int, record: dict[str, Any], tried: dict[int, float]) -> int:
-        """Return the length that would meet the budget if the switch fired where it did in a run.
-
-        If that was tried, it is the middle of those next to the budget; one that was tried is the end of the search.
-        """
-        budget = self.gradient_evaluations
-        if abs(record["gradient_evaluations"] / budget - 1) <= CLOSE_ENOUGH:
-            return updates
-        args = parse_arguments(self._words(method))[2]
-        step = record["optimizer"]["switch"]["step"]
-        share = 1.0 if step is None else step / updates
-        length = updates_for_share(budget, share, **_cost(args, _optimizer(args)))
-        below = max((each for each, cost in tried.items() if cost <= budget), default=length)
-        above = min((each for each, cost in tried.items() if cost > budget), default=length)
-        return (below + above) // 2 if length in tried else length
 
     def _words(self, method: Method) -> list[str]:
         return [*self.words, *method.words, "--output_dir", str(self.folder / "runs" / method.folder)]

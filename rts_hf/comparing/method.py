@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rts_hf.optim.switches import FixedSwitch, PhaseSwitch
@@ -127,15 +128,21 @@ def updates_within(
     return low
 
 
-def updates_for_share(budget: int, share: float, *, perturb_every: int = 1, second_pass: float = 1) -> int:
-    """Return the updates that a budget pays for if the switch fires after this share of them.
+def next_length(tried: Mapping[int, float], budget: int) -> int:
+    """Return the updates that may meet a budget, by the runs that came nearest to it from below and from above.
 
-    >>> updates_for_share(300, 0.5), updates_for_share(300, 1.0)
-    (200, 300)
+    >>> next_length({300: 400}, 300), next_length({300: 400, 225: 250}, 300)
+    (225, 250)
 
     Args:
+        tried: Gradient evaluations of at least one run, by its updates.
         budget: Gradient evaluations, at least 1.
-        share: Of the updates that are plain, in [0, 1].
-        perturb_every, second_pass: As for :func:`gradient_evaluations`.
     """
-    return max(1, int(budget / (1 + (1 - share) * second_pass / perturb_every)))
+    costs = sorted((cost, updates) for updates, cost in tried.items())
+    below = [each for each in costs if each[0] <= budget][-1:]
+    above = [each for each in costs if each[0] > budget][:1]
+    if not below or not above:
+        ((cost, updates),) = below or above
+        return max(1, round(updates * budget / cost))
+    (low, shorter), (high, longer) = below[0], above[0]
+    return max(1, round(shorter + (longer - shorter) * (budget - low) / (high - low)))

@@ -9,7 +9,13 @@ from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.registration import PAPER, register_with_timm, unwrap_optimizer
 from rts_hf.optim.schedules import AlphaSchedule
 from rts_hf.optim.second_pass import RandomState, keep_buffers
-from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch
+from rts_hf.optim.switches import (
+    FixedSwitch,
+    GeneralizationGapSwitch,
+    GradientVarianceSwitch,
+    PhaseSwitch,
+    StagedSwitch,
+)
 
 __all__ = [
     "PAPER",
@@ -20,6 +26,7 @@ __all__ = [
     "GradientVarianceSwitch",
     "PhaseSwitch",
     "RandomState",
+    "StagedSwitch",
     "attach_second_pass",
     "keep_buffers",
     "register_with_timm",

@@ -60,8 +60,8 @@ class RTSPUGD(TimedOptimizer):
             want ``scale="constant", scale_beta_max=0``, which the registered names ``sam`` and ``asam`` set.
         radius, radius_beta_min, radius_beta_max: As in :class:`AlphaSchedule`; β_max None: 1 if ``constant``, else 2.
         scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
-        switch: ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to perturb
-            from the first step; the settings of a named one are further keyword arguments with the prefix
+        switch: ``staged``, ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to
+            perturb from the first step; the settings of a named one are further keyword arguments with the prefix
             ``switch_``, for instance ``switch_gamma=0.1``. The variance switch reads its norms once
             a window, so the phase changes at multiples of the window.
         total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
@@ -204,8 +204,8 @@ class RTSPUGD(TimedOptimizer):
         """Whether the coming step wants a second pass."""
         if self._lead["rts_perturb_every"] > 1:
             self._catch_up()
-        lead = self._lead
-        return self.phase == "pugd" and (lead["rts_step"] - lead["rts_switched_at"]) % lead["rts_perturb_every"] == 0
+        lead, first = self._lead, self.perturbs_from
+        return first is not None and (lead["rts_step"] - first) % lead["rts_perturb_every"] == 0
 
     @property
     def method(self) -> str:

@@ -48,6 +48,10 @@ class PhaseSwitch:
         """
         return None
 
+    def perturbs_from(self, switched_at: int) -> int | None:
+        """Return after how many steps perturbing began, in a run that switched after ``switched_at``; None: not yet."""
+        return switched_at
+
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain Python values."""
         return {}
@@ -238,8 +242,10 @@ class GeneralizationGapSwitch(PhaseSwitch):
 
         A pair with a NaN or infinite loss is left out with a warning: its epoch counts, its gap does not.
         """
-        if self.fired:
-            return True
+        return self.fired or (self._grows(train_loss, eval_loss) and self._fire())
+
+    def _grows(self, train_loss: float, eval_loss: float) -> bool:
+        """Count one more epoch and return whether its gap has outgrown the base."""
         self.epochs_seen += 1
         gap = abs(eval_loss - train_loss)
         if not math.isfinite(gap):
@@ -255,7 +261,7 @@ class GeneralizationGapSwitch(PhaseSwitch):
             self.base_sum += self.gap
             self.base_count += 1
             return False
-        return self._fire() if self.epochs_seen % self.every == 0 and self.gap > self.mu * self.base_gap else False
+        return self.epochs_seen % self.every == 0 and self.gap > self.mu * self.base_gap
 
     def cannot_fire(self, *, total_steps: int | None = None, num_epochs: int | None = None) -> str | None:
         first = (self.base_epochs // self.every + 1) * self.every
@@ -337,9 +343,68 @@ class FixedSwitch(PhaseSwitch):
         return math.ceil(round(self.at * total_steps, 9))  # rounded, or 0.1 of 30 steps would start at step 4
 
 
+class StagedSwitch(GeneralizationGapSwitch):
+    """Fires at a step chosen beforehand, for unit steps alone; perturbing begins once the generalization gap grows.
+
+    The gap grows where :class:`GeneralizationGapSwitch` would fire. If that comes first, it fires this switch too.
+
+    >>> switch = StagedSwitch(at=0.5, base_epochs=1, every=1)
+    >>> switch.observe_step(2, total_steps=4), switch.perturbs_from(2)
+    (True, None)
+    >>> losses = [switch.observe_losses(train_loss=1.0, eval_loss=loss) for loss in (1.1, 1.3)]
+    >>> switch.perturbs_from(2)
+    2
+
+    Args:
+        at: As for :class:`FixedSwitch`.
+        base_epochs, every, mu: As for :class:`GeneralizationGapSwitch`.
+
+    Raises:
+        ValueError: If a setting lies outside its range.
+
+    Source: this project's search for a default, ``model_cards/evidence/search``.
+    """
+
+    name = "staged"
+
+    def __init__(self, at: int | float = 0.5, base_epochs: int = 3, every: int = 3, mu: float = 2.0) -> None:
+        super().__init__(base_epochs, every, mu)
+        self._start = FixedSwitch(at)
+        self._step = 0
+        self.grown = False
+        self.grown_after = 0  # steps
+
+    def observe_step(self, step: int, total_steps: int | None) -> bool:
+        """Return whether ``at`` is reached or the gap has grown."""
+        self._step = step
+        return self.fired or (self._start.observe_step(step, total_steps) and self._fire())
+
+    def observe_losses(self, *, train_loss: float, eval_loss: float) -> bool:
+        """Hear the losses of one more epoch and return whether the switch has fired."""
+        if not self.grown and self._grows(train_loss, eval_loss):
+            self.grown, self.grown_after = True, self._step
+            self._fire()
+        return self.fired
+
+    def perturbs_from(self, switched_at: int) -> int | None:
+        return max(switched_at, self.grown_after) if self.grown else None
+
+    def settings(self) -> dict[str, Any]:
+        return self._start.settings() | super().settings()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"grown": self.grown, "grown_after": self.grown_after}
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        super()._check_state(state_dict)
+        if state_dict["grown"] > state_dict["fired"] or (state_dict["grown_after"] and not state_dict["grown"]):
+            told = ", ".join(f"{name}={state_dict[name]!r}" for name in ("fired", "grown", "grown_after"))
+            raise ValueError(f"{told} cannot be: the switch fires where the gap grows, and the gap grows once.")
+
+
 # Saved optimizers name an entry by its place: append, never reorder.
 SWITCHES: Mapping[str, type[PhaseSwitch]] = MappingProxyType(
-    {cls.name: cls for cls in (GradientVarianceSwitch, GeneralizationGapSwitch, FixedSwitch)}
+    {cls.name: cls for cls in (GradientVarianceSwitch, GeneralizationGapSwitch, FixedSwitch, StagedSwitch)}
 )
 
 

@@ -98,6 +98,11 @@ class TimedOptimizer(Optimizer):
         return None if self.phase == "sgd" else self._lead["rts_switched_at"]
 
     @property
+    def perturbs_from(self) -> int | None:
+        """Optimizer steps done when perturbing began, or None before."""
+        return None if self.phase == "sgd" else self.switch.perturbs_from(self._lead["rts_switched_at"])
+
+    @property
     def last_phase(self) -> str:
         """The phase in which the last step was taken; ``phase`` is that of the coming one."""
         self._catch_up()
@@ -119,6 +124,7 @@ class TimedOptimizer(Optimizer):
 
     def observe_losses(self, train_loss: float, eval_loss: float) -> bool:
         """Feed one epoch's mean training and validation loss to the switch; return whether it has fired."""
+        self._catch_up()
         self.switch.observe_losses(train_loss=float(train_loss), eval_loss=float(eval_loss))
         self._look_at_switch()
         return self.switch.fired
@@ -186,7 +192,7 @@ class TimedOptimizer(Optimizer):
     def _look_at_switch(self) -> None:
         """Tell the switch the position, change the phase if it has fired, and put its state into the groups."""
         lead = self._lead
-        if lead["rts_switched_at"] < 0 and self.switch.observe_step(lead["rts_step"], self.total_steps):
+        if self.switch.observe_step(lead["rts_step"], self.total_steps) and lead["rts_switched_at"] < 0:
             self._set(rts_switched_at=lead["rts_step"])
         self._set(**self._switch_entries())
 

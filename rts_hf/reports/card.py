@@ -162,6 +162,7 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
         "hub_dataset": text(_hub_dataset(record) or ""),
         "package": text(_package(record) or ""),
         "never_switched": bool(optimizer.get("switch")) and not switched,
+        "unit_from": _unit_from(optimizer.get("switch") or {}),
         "kept_before_switch": _kept_before_switch(record) if complete and switched else None,
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),
@@ -226,6 +227,11 @@ def _results(record: Mapping[str, Any]) -> dict[str, Any]:
         if values
     ]
     return {"measures": [MEASURES[key][0] for key in keys], "results": rows}
+
+
+def _unit_from(switch: Mapping[str, Any]) -> int | None:
+    """Return after which update unit steps began that were not perturbed; None where there were none."""
+    return switch.get("unit_step") if switch.get("kind") == "staged" else None
 
 
 def _kept_before_switch(record: Mapping[str, Any]) -> int | None:
@@ -313,7 +319,7 @@ def _measured(switch: Mapping[str, Any]) -> dict[str, float] | None:
     if switch.get("kind") == "gradient_variance" and state.get("initial_count") and state.get("norms"):
         base = state["initial_sum"] / state["initial_count"]
         return {"value": statistics.pvariance(state["norms"]), "base": base, "threshold": settings["gamma"] * base}
-    if switch.get("kind") == "generalization_gap" and state.get("base_count"):
+    if switch.get("kind") in ("generalization_gap", "staged") and state.get("base_count"):
         base = state["base_sum"] / state["base_count"]
         return {"value": state["gap"], "base": base, "threshold": settings["mu"] * base}
     return None

@@ -128,6 +128,13 @@ class _Run:
         return None if step is None else int(step)
 
     @property
+    def unit_step(self) -> int | None:
+        """After how many updates unit steps began that were not perturbed; None where there were none."""
+        switch = self.optimizer.get("switch") or {}
+        step = switch.get("unit_step") if switch.get("kind") == "staged" else None
+        return None if step is None or step == self.switch_step else int(step)
+
+    @property
     def updates(self) -> int:
         return max([int(self.record.get("updates") or 0), 1, *(int(entry.get("step", 0)) for entry in self.log)])
 
@@ -176,7 +183,7 @@ class _Run:
         model, data = (_short(name) for name in names)
         title = f"{model} on {data}, {_short(self.optimizer.get('name'))}"
         if self.never_perturbed:
-            title += ": never switched, no update was perturbed"
+            title += f": {'' if self.unit_step else 'never switched, '}no update was perturbed"
         elif self.switch_step == 0:
             title += ": perturbed from the first update on"
         return title
@@ -217,6 +224,7 @@ def _draw_history(figure: Figure, run: _Run) -> None:
         if run.switch_step and run.switch_epoch is not None:
             text = f"switch to {run.method}, epoch {run.switch_epoch:.3g}"
             _mark_switch(axes, run.switch_epoch / run.epochs, run.switch_epoch, text)
+        _mark_unit_steps(axes, run, run.epochs)
         if axes.get_legend_handles_labels()[0]:
             legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
             legend |= {"handlelength": 1.4, "handletextpad": 0.5, "columnspacing": 1.0}
@@ -311,11 +319,19 @@ def _show_phases(axes: Axes, run: _Run, *, labelled: bool) -> None:
     """Shade the updates before the switch and mark the switch, on an axis of updates."""
     plain_end = run.updates if run.never_perturbed else run.switch_step
     if plain_end:
-        label = f"{run.base} phase: not perturbed" if labelled else None
+        label = ("not perturbed" if run.unit_step else f"{run.base} phase: not perturbed") if labelled else None
         axes.axvspan(0, plain_end, color=SHADE, zorder=0, linewidth=0, label=label)
     if run.switch_step:
         text = f"switch to {run.method}: update {run.switch_step}, epoch {run.switch_epoch:.3g}"
         _mark_switch(axes, run.switch_step / run.updates, run.switch_step, text if labelled else "")
+    _mark_unit_steps(axes, run, run.updates, labelled=labelled)
+
+
+def _mark_unit_steps(axes: Axes, run: _Run, width: float, *, labelled: bool = True) -> None:
+    """Mark where unit steps began that were not perturbed, on an axis of that width."""
+    if run.unit_step:
+        label = "unit steps begin" if labelled else None
+        axes.axvline(run.unit_step / run.updates * width, color=INK, linewidth=1.2, linestyle=":", label=label)
 
 
 def _mark_switch(axes: Axes, share: float, position: float, text: str) -> None:

@@ -47,13 +47,15 @@ class ConsoleCallback(TrainerCallback):
             return
         evaluation = next((entry for entry in reversed(state.log_history) if "eval_loss" in entry), {})
         rts = unwrap_optimizer(kwargs.get("optimizer"))
-        perturbs = rts is not None and rts.last_phase == "pugd"
+        begun = None if rts is None else rts.perturbs_from
+        perturbs = rts is not None and begun is not None and begun < rts.stats()["step"]
+        plain = "" if rts is None else "unit" if rts.last_phase == "pugd" else "sgd"
         cells = (
             _cell(evaluation.get("train_loss"), 12),
             _cell(evaluation.get("train_accuracy"), 7, decimals=3),
             _cell(evaluation.get("eval_loss"), 12),
             _cell(evaluation.get("eval_accuracy"), 7, decimals=3),
-            f"{'' if rts is None else rts.method if perturbs else 'sgd':>7}",
+            f"{rts.method if rts is not None and perturbs else plain:>7}",
             _cell(rts.stats()["alpha_r"], 7, decimals=3) if rts is not None and perturbs else " " * 7,
             f"{round(evaluation.get('gradient_evaluations', 0)):12d}",
         )
@@ -182,6 +184,11 @@ def _switch(record: Mapping[str, Any]) -> str:
         tail = optimizer["name"] == TEMPERON
         return "Temperon's own, at its tail" if tail else f"none: {optimizer['name']} has one phase"
     settings = ", ".join(f"{name} {value}" for name, value in switch["settings"].items())
+    if switch["kind"] == "staged" and switch["unit_step"] is not None:
+        begun = f"unit steps after {_count(switch['unit_step'], 'update')}, "
+        if switch["step"] is None:
+            return f"{begun}none perturbed: the generalization gap did not grow"
+        return f"{begun}perturbed ones after {_count(switch['step'], 'update')}: the generalization gap grew"
     if switch["step"] is None:
         return f"never: {switch['kind']} ({settings}) did not fire, so this was plain {optimizer['base']} throughout"
     if switch["step"] == 0:

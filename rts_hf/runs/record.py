@@ -142,6 +142,7 @@ def describe_optimizer(trainer: RTSTrainer) -> dict[str, Any]:
             "fired": step is not None,
             "state": {key: value for key, value in rts.switch.state_dict().items() if key != "fired"},
             "step": step,
+            "unit_step": rts.switch_step,
             "epoch": None if step is None else round(step * (state.epoch or 0) / max(state.global_step, 1), 3),
         },
     }

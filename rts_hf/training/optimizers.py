@@ -23,7 +23,7 @@ RTS_FIELDS = (
     "scale_beta_max",
     "switch",
     "perturb_every",
-    *(f"switch_{name}" for cls in SWITCHES.values() for name in cls().settings()),
+    *dict.fromkeys(f"switch_{name}" for cls in SWITCHES.values() for name in cls().settings()),
 )
 TWO_PASS_FIELDS = (*RTS_FIELDS, "perturb_fraction")  # with what the Trainer alone knows of the second pass
 

@@ -160,9 +160,14 @@ class RTSTrainer(ResumableTrainer):
                 rts.restart()  # a second call of train(), or another try with a smaller batch
             self._sets_horizon = True
             rts.total_steps = num_training_steps
-        by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0
-        if rts is not None and by_epoch:
-            reason = rts.switch.cannot_fire(num_epochs=math.ceil(self.args.num_train_epochs))
+        if rts is not None:
+            reason = None
+            if self.args.eval_strategy == IntervalStrategy.NO or isinstance(self.eval_dataset, dict):
+                if rts.switch.cannot_fire(num_epochs=0):
+                    told = "eval_strategy='epoch' and one eval_dataset"
+                    reason = f"{rts.switch!r} listens to evaluations, and hears of none; give {told}."
+            elif self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0:
+                reason = rts.switch.cannot_fire(num_epochs=math.ceil(self.args.num_train_epochs))
             if reason is not None:
                 warnings.warn(f"This run will never perturb: {reason}", UserWarning, stacklevel=2)
         return scheduler
@@ -189,9 +194,9 @@ class RTSTrainer(ResumableTrainer):
         return round(passes - self._spared_evaluations, 6) if self._spared_evaluations else passes
 
     def switched_at(self) -> int | None:
-        """Return the updates done when the perturbed phase began, or None if no update was perturbed."""
+        """Return the updates done when perturbing began, or None if no update was perturbed."""
         rts = self.two_pass_optimizer
-        step = None if rts is None else rts.switch_step
+        step = None if rts is None else rts.perturbs_from
         # the optimizer's own count: a step that a gradient scaler skipped is an update of the Trainer's all the same
         return step if rts is not None and step is not None and step < rts.stats()["step"] else None
 
@@ -201,7 +206,10 @@ class RTSTrainer(ResumableTrainer):
         if rts is None:
             return []
         if switched_at is None:
-            return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
+            plain = f"this run was plain {self.args.base or 'sgd'} throughout"
+            if rts.switch_step is not None and rts.switch_step < rts.stats()["step"]:
+                plain = f"its steps were unit steps after update {rts.switch_step}, and none was perturbed"
+            return [f"The switch {rts.switch!r} never fired: {plain}."]
         if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
             return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]
         return []

@@ -56,7 +56,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from evidence.candidates import ADDED, CANDIDATES, SGD, Setting, VariedTrainer  # noqa: E402
 from evidence.choosing import CAP, Run, Standing, accuracies, best_rate, choose, ranked, rates_of, standings  # noqa: E402
 
-from rts_hf.comparing.method import updates_within  # noqa: E402
+from rts_hf.comparing.method import next_length, updates_within  # noqa: E402
 from rts_hf.files import write_text  # noqa: E402
 from rts_hf.optim.switches import FixedSwitch  # noqa: E402
 
@@ -179,7 +179,7 @@ def make_run(task: Task) -> Run:
         tried[updates] = Run(*task[:5], updates, gradients, budget, accuracy, loss, 0.0)
         if abs(gradients / budget - 1) <= CLOSE_ENOUGH or math.isnan(loss):
             break
-        updates = _next_length(tried, budget)
+        updates = next_length({length: run.gradients for length, run in tried.items()}, budget)
         if updates in tried:
             break
     closest = min(tried.values(), key=lambda run: abs(run.gradients - budget))
@@ -192,17 +192,6 @@ def _first_length(setting: Setting | None, budget: int, guess: float | None) -> 
     if setting.gradients(budget) is not None and not isinstance(setting.switch, str):
         return updates_within(budget, FixedSwitch(setting.switch), perturb_every=setting.every) or 1
     return max(1, round(budget * (0.8 if guess is None else guess)))
-
-
-def _next_length(tried: Mapping[int, Run], budget: int) -> int:
-    """Return the length that would meet the budget, by the runs that came nearest to it from below and from above."""
-    below = max((run for run in tried.values() if run.gradients <= budget), key=lambda run: run.gradients, default=None)
-    above = min((run for run in tried.values() if run.gradients > budget), key=lambda run: run.gradients, default=None)
-    if below is None or above is None:
-        (nearest,) = (run for run in (below, above) if run is not None)
-        return max(1, round(nearest.updates * budget / nearest.gradients))
-    share = (budget - below.gradients) / (above.gradients - below.gradients)
-    return max(1, round(below.updates + share * (above.updates - below.updates)))
 
 
 def _train(task: Task, data: Any, setting: Setting | None, updates: int) -> tuple[int, float, float]:

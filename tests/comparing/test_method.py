@@ -6,10 +6,10 @@ import torch
 from rts_hf import RTSPUGD, FixedSwitch, GradientVarianceSwitch
 from rts_hf.comparing.method import (
     gradient_evaluations,
+    next_length,
     option,
     parse_method,
     parse_recipe,
-    updates_for_share,
     updates_within,
 )
 from rts_hf.optim.switches import PhaseSwitch
@@ -125,9 +125,9 @@ def test_a_switch_that_listens_cannot_be_foreseen() -> None:
     assert updates_within(9, GradientVarianceSwitch()) is None
 
 
-def test_a_share_that_was_seen() -> None:
-    assert updates_for_share(100, 0.0) == 50
-    assert updates_for_share(100, 0.0, perturb_every=4) == 80
-    assert updates_for_share(100, 0.0, second_pass=0.25) == 80
-    assert updates_for_share(90, 0.5, perturb_every=2, second_pass=0.5) == 80
-    assert updates_for_share(1, 0.0) == 1  # a run has one update at least
+def test_a_length_follows_from_those_that_were_tried() -> None:
+    assert next_length({100: 200}, 100) == 50
+    assert next_length({100: 100}, 200) == 200
+    assert next_length({40: 60, 80: 140, 100: 190}, 100) == 60  # half of the way between the nearest two
+    assert next_length({1: 2}, 1) == 1  # a run has one update at least: half of one is none
+    assert next_length({3: 5}, 1) == 1

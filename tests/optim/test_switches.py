@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from rts_hf import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch
+from rts_hf import FixedSwitch, GeneralizationGapSwitch, GradientVarianceSwitch, PhaseSwitch, StagedSwitch
 from rts_hf.optim.switches import SWITCHES, create_switch
 
 
@@ -113,6 +113,40 @@ class TestFixed:
         assert FixedSwitch(1.0).cannot_fire(total_steps=10) is None  # asked for
 
 
+class TestStaged:
+    @staticmethod
+    def run(switch: StagedSwitch, gaps: dict[int, float], steps: int = 8) -> list[tuple[bool, bool]]:
+        """After each step of a run: whether the switch has fired, and whether the coming step is to be perturbed."""
+        seen, switched_at = [], -1
+        for step in range(steps):
+            if step in gaps:
+                switch.observe_losses(train_loss=1.0, eval_loss=1.0 + gaps[step])
+            if switch.observe_step(step, steps) and switched_at < 0:
+                switched_at = step
+            seen.append((switch.fired, switched_at >= 0 and switch.perturbs_from(switched_at) is not None))
+        return seen
+
+    def test_unit_steps_from_its_share_and_perturbed_ones_once_the_gap_grows(self) -> None:
+        switch = StagedSwitch(at=0.25, base_epochs=1, every=1, mu=2.0)
+        seen = self.run(switch, {1: 0.1, 3: 0.2, 5: 0.21, 7: 0.0})  # 0.2 is not more than twice 0.1
+        assert seen == [(False, False)] * 2 + [(True, False)] * 3 + [(True, True)] * 3
+        assert switch.perturbs_from(2) == 4  # the steps done when it heard; it is told of a step after that
+
+    def test_a_gap_that_grows_first_fires_it(self) -> None:
+        switch = StagedSwitch(at=0.75, base_epochs=1, every=1, mu=2.0)
+        assert self.run(switch, {1: 0.1, 3: 0.3}) == [(False, False)] * 3 + [(True, True)] * 5
+
+    def test_horizon(self) -> None:
+        assert "6 epochs" in (StagedSwitch().cannot_fire(num_epochs=6) or "")
+        assert StagedSwitch().cannot_fire(total_steps=1) is None
+        assert not StagedSwitch(0.5).observe_step(9, None)
+
+    @pytest.mark.parametrize("damage", [{"grown": True}, {"grown_after": 2}, {"fired": True, "grown_after": 2}])
+    def test_a_state_that_cannot_be_is_refused(self, damage: dict[str, float]) -> None:
+        with pytest.raises(ValueError, match="the switch fires where the gap grows"):
+            StagedSwitch().load_state_dict({**StagedSwitch().state_dict(), **damage})
+
+
 def ready(name: str) -> PhaseSwitch:
     switch = SWITCHES[name]()
     for number in range(15):
@@ -168,6 +202,8 @@ def test_state_of_another_kind_is_refused() -> None:
         (lambda: FixedSwitch(1.5), "at=1.5"),
         (lambda: FixedSwitch(math.nan), "at=nan"),
         (lambda: FixedSwitch("half"), "at='half'"),
+        (lambda: StagedSwitch(at=2.0), "at=2.0"),
+        (lambda: StagedSwitch(mu=0), "mu=0"),
         (lambda: create_switch("sometimes"), "switch='sometimes' is unknown; choose one of gradient_variance"),
         (lambda: create_switch("fixed", {"gamma": 0.1}), "switch_gamma=0.1 is not a setting of switch='fixed'"),
         (lambda: create_switch(FixedSwitch(1), {"at": 2}), "cannot be applied to switch=FixedSwitch"),

@@ -226,6 +226,38 @@ def test_settings_may_be_changed_on_the_way() -> None:
     assert longer["method"] == "pugd"
 
 
+def test_a_staged_run_goes_on_where_it_was_saved() -> None:
+    def start() -> tuple[torch.nn.Parameter, RTSPUGD]:
+        weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        told = {"switch_at": 3, "switch_base_epochs": 1, "switch_every": 1}
+        return weight, RTSPUGD([weight], lr=0.1, base="momentum", momentum=0.0, switch="staged", total_steps=9, **told)
+
+    def step(weight: torch.nn.Parameter, optimizer: RTSPUGD, number: int) -> str:
+        if number in (2, 5):
+            optimizer.observe_losses(train_loss=1.0, eval_loss=1.0 + number)
+        before = weight.detach().clone()
+        weight.grad = 2 * weight.detach()
+        perturbs = optimizer.perturbing
+        if perturbs:
+            with optimizer.perturbed():
+                weight.grad += 2 * weight.detach()
+        optimizer.step()
+        length = float((weight.detach() - before).norm())
+        return "perturbed" if perturbs else "unit" if abs(length - 0.1) < 1e-6 else "plain"
+
+    weight, optimizer = start()
+    told = [step(weight, optimizer, number) for number in range(4)]
+    saved = optimizer.state_dict()
+    other, again = start()
+    other.data.copy_(weight.data)
+    again.load_state_dict(saved)
+    told += [step(weight, optimizer, number) for number in range(4, 9)]
+    assert told == [*["plain"] * 3, *["unit"] * 2, *["perturbed"] * 4]
+    assert [step(other, again, number) for number in range(4, 9)] == told[4:]
+    assert torch.equal(other, weight)
+    assert (again.switch_step, again.perturbs_from, again.stats()["gradient_evaluations"]) == (3, 5, 13)
+
+
 def test_a_switch_of_ones_own() -> None:
     class Never(PhaseSwitch):
         name = "never"
@@ -337,7 +369,7 @@ DAMAGE += [
         (VARIANCE, "rts_method", -1, 0),
         (VARIANCE, "rts_radius", 5, "0 and at most 4"),
         (VARIANCE, "rts_scale", -1, 0),
-        (VARIANCE, "rts_switch", 3, "-1 and at most 2"),
+        (VARIANCE, "rts_switch", 4, "-1 and at most 3"),
         (VARIANCE, "rts_total_steps", -1, 0),
         (VARIANCE, "rts_total_steps", 20.0, 0),
         (VARIANCE, "rts_perturb_every", 0, 1),

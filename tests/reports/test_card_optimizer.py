@@ -111,6 +111,25 @@ def test_run_that_never_switched_is_told_plainly(tmp_path: Path) -> None:
     assert "fired after update" not in card
 
 
+def test_unit_steps_that_were_not_perturbed_are_told(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", "never_switched")
+    change(folder, "optimizer.switch.kind", "staged")
+    change(folder, "optimizer.switch.unit_step", 200)
+    change(folder, "optimizer.switch.settings", {"mu": 2.0})
+    change(folder, "optimizer.switch.state", {"base_sum": 0.06, "base_count": 3, "gap": 0.03})
+    card = render_card(folder)
+    assert (
+        "perturbed.** The gap between validation and training loss did not grow; after update 200\n> sgd took" in card
+    )
+    assert "was a plain update of sgd, after update 200 with g / ‖g‖ in place of g." in card
+    assert "Δ = 0.03; it has grown above μ·Δ_base = 2 · 0.02 = 0.04." in card
+    folder = write_run_folder(tmp_path / "other")  # which perturbs after update 120
+    change(folder, "optimizer.switch.kind", "staged")
+    change(folder, "optimizer.switch.unit_step", 40)
+    card = render_card(folder)
+    assert "the updates before it were plain updates of sgd, after update 40 with g / ‖g‖ in place of g." in card
+
+
 @pytest.mark.parametrize(("best", "told"), [({"step": 100}, 100), ({"step": 120}, 120), ({"step": 121}, None)])
 def test_weights_from_before_the_switch_are_told_plainly(
     tmp_path: Path, best: dict[str, Any], told: int | None

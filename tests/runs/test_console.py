@@ -55,6 +55,14 @@ def test_gradient_evaluations_are_read_whole() -> None:
             {"kind": "fixed", "settings": {"at": 0.8}, "step": None, "epoch": None},
             "never: fixed (at 0.8) did not fire, so this was plain sgd throughout",
         ),
+        (
+            {"kind": "staged", "settings": {}, "step": None, "epoch": None, "unit_step": 315},
+            "unit steps after 315 updates, none perturbed: the generalization gap did not grow",
+        ),
+        (
+            {"kind": "staged", "settings": {}, "step": 504, "epoch": 24.0, "unit_step": 315},
+            "unit steps after 315 updates, perturbed ones after 504 updates: the generalization gap grew",
+        ),
         ({"kind": "fixed", "settings": {"at": 0}, "step": 0, "epoch": 0.0}, "pugd from the first update"),
         ({"kind": "fixed", "settings": {"at": 1}, "step": 1, "epoch": 0.1}, "epoch 0.1, after 1 update (fixed)"),
     ],

@@ -124,6 +124,26 @@ def test_logs_tell_the_optimizers_story(tmp_path: Path) -> None:
     assert trainer.remarks() == []
 
 
+def test_a_staged_run_tells_unit_steps_from_perturbed_ones(tmp_path: Path) -> None:
+    staged = {"switch": "staged", "switch_at": "0.2", "switch_base_epochs": 1, "switch_every": 1}
+    often = {"eval_strategy": "steps", "eval_steps": 3}
+    trainer = make_trainer(tmp_path / "grown", **staged, **often, switch_mu=1e-9, **RTS)  # any gap is larger
+    trainer.train()
+    spent = [entry["gradient_evaluations"] for entry in training_logs(trainer)]
+    assert spent == [*range(1, 7), *range(8, 23, 2)]
+    assert (trainer.two_pass_optimizer.switch_step, trainer.switched_at()) == (3, 6)  # a fifth of 14, rounded up
+    assert trainer.gradient_evaluations == 14 + 8
+    trainer = make_trainer(tmp_path / "not", **staged, **often, switch_mu=1e9, **RTS)
+    with pytest.warns(UserWarning, match="never fired: its steps were unit steps after update 3, and none was pert"):
+        trainer.train()
+    assert trainer.gradient_evaluations == 14
+    trainer = make_trainer(tmp_path / "deaf", **staged, **RTS)
+    with pytest.warns(
+        UserWarning, match="will never perturb: StagedSwitch.* hears of none; give eval_strategy='epoch'"
+    ):
+        trainer.train()
+
+
 def test_training_accuracy_is_that_of_the_first_pass(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, switch="fixed", switch_at="0", num_train_epochs=1, logging_steps=7)
     seen = []
