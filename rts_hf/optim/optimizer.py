@@ -62,8 +62,8 @@ class RTSPUGD(TimedOptimizer):
         scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
         switch: ``staged``, ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to
             perturb from the first step; the settings of a named one are further keyword arguments with the prefix
-            ``switch_``, for instance ``switch_gamma=0.1``. The variance switch reads its norms once
-            a window, so the phase changes at multiples of the window.
+            ``switch_``, for instance ``switch_gamma=0.1``; ``switch_at`` alone stands for ``fixed``. The variance
+            switch reads its norms once a window, so the phase changes at multiples of the window.
         total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
@@ -124,6 +124,8 @@ class RTSPUGD(TimedOptimizer):
         check_schedule("radius", radius, radius_beta_min, radius_beta_max)
         check_schedule("scale", scale, scale_beta_min, scale_beta_max)
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
+        if switch == "staged" and "switch_at" in settings:
+            switch = "fixed"
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
         Legal(1).check("perturb_every", perturb_every)
         self.capturable = capturable
@@ -566,7 +568,7 @@ class RTSPUGD(TimedOptimizer):
         return len(grads) > 0 and not self._moves() and not global_norm(grads)
 
     def _warn_if_progress_is_unknown(self) -> None:
-        waits = self._lead.get("rts_switch_at", 0)
+        waits = self._lead.get("rts_switch_at", self._lead.get("rts_switch_unit_from", 0))
         constant = self.radius_schedule.strategy == self.scale_schedule.strategy == "constant"
         if self.total_steps is None and (not constant or isinstance(waits, float)):
             self._warn_once(

@@ -253,7 +253,7 @@ class GeneralizationGapSwitch(PhaseSwitch):
                 f"{type(self).__name__} left out epoch {self.epochs_seen}: "
                 f"train_loss={train_loss}, eval_loss={eval_loss}.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             return False
         self.gap = float(gap)
@@ -310,9 +310,7 @@ class FixedSwitch(PhaseSwitch):
 
     def __init__(self, at: int | float = 0.5) -> None:
         super().__init__()
-        if isinstance(at, bool) or not isinstance(at, int | float) or not at >= 0 or (isinstance(at, float) and at > 1):
-            raise ValueError(f"at={at!r} must be a step (int ≥ 0) or a share of the run (float in [0, 1]).")
-        self.at = int(at) if isinstance(at, int) else float(at)  # a numpy number would make checkpoints unreadable
+        self.at = _step_or_share("at", at)
 
     def observe_step(self, step: int, total_steps: int | None) -> bool:
         """Return whether ``step`` optimizer steps done reach ``at``; a share waits until ``total_steps`` is known."""
@@ -348,7 +346,7 @@ class StagedSwitch(GeneralizationGapSwitch):
 
     The gap grows where :class:`GeneralizationGapSwitch` would fire. If that comes first, it fires this switch too.
 
-    >>> switch = StagedSwitch(at=0.5, base_epochs=1, every=1)
+    >>> switch = StagedSwitch(unit_from=0.5, base_epochs=1, every=1)
     >>> switch.observe_step(2, total_steps=4), switch.perturbs_from(2)
     (True, None)
     >>> losses = [switch.observe_losses(train_loss=1.0, eval_loss=loss) for loss in (1.1, 1.3)]
@@ -356,7 +354,7 @@ class StagedSwitch(GeneralizationGapSwitch):
     2
 
     Args:
-        at: As for :class:`FixedSwitch`.
+        unit_from: A step or a share of the run, as ``at`` of :class:`FixedSwitch`.
         base_epochs, every, mu: As for :class:`GeneralizationGapSwitch`.
 
     Raises:
@@ -367,15 +365,16 @@ class StagedSwitch(GeneralizationGapSwitch):
 
     name = "staged"
 
-    def __init__(self, at: int | float = 0.5, base_epochs: int = 3, every: int = 3, mu: float = 2.0) -> None:
+    def __init__(self, unit_from: int | float = 0.5, base_epochs: int = 3, every: int = 3, mu: float = 2.0) -> None:
         super().__init__(base_epochs, every, mu)
-        self._start = FixedSwitch(at)
+        self.unit_from = _step_or_share("unit_from", unit_from)
+        self._start = FixedSwitch(self.unit_from)
         self._step = 0
         self.grown = False
         self.grown_after = 0  # steps
 
     def observe_step(self, step: int, total_steps: int | None) -> bool:
-        """Return whether ``at`` is reached or the gap has grown."""
+        """Return whether ``unit_from`` is reached or the gap has grown."""
         self._step = step
         return self.fired or (self._start.observe_step(step, total_steps) and self._fire())
 
@@ -390,7 +389,7 @@ class StagedSwitch(GeneralizationGapSwitch):
         return max(switched_at, self.grown_after) if self.grown else None
 
     def settings(self) -> dict[str, Any]:
-        return self._start.settings() | super().settings()
+        return {"unit_from": self.unit_from} | super().settings()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"grown": self.grown, "grown_after": self.grown_after}
@@ -456,6 +455,13 @@ def _is_like(value: Any, saved: Any) -> bool:
         return isinstance(value, list) and all(_is_like(item, 0.0) for item in value)
     kind = int | float if isinstance(saved, float) else type(saved)
     return isinstance(value, kind) and isinstance(value, bool) == isinstance(saved, bool) and 0 <= value < math.inf
+
+
+def _step_or_share(name: str, value: Any) -> int | float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= 0 or (isinstance(value, float) and value > 1):
+        raise ValueError(f"{name}={value!r} must be a step (int ≥ 0) or a share of the run (float in [0, 1]).")
+    return int(value) if isinstance(value, int) else float(value)  # a numpy number would make checkpoints unreadable
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

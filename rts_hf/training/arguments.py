@@ -212,6 +212,9 @@ class RTSTrainingArguments(TrainingArguments):
     switch_at: str | None = field(
         default=None, metadata={"help": "fixed: a step (e.g. 100), or a share of the run (e.g. 0.8; 1.0 is never)."}
     )
+    switch_unit_from: str | None = field(
+        default=None, metadata={"help": "staged: unit steps from this step, or share of the run, on (e.g. 0.5)."}
+    )
     perturb_every: int | None = field(default=None, metadata={"help": "Perturb one step in so many after the switch."})
     perturb_fraction: float = field(
         default=1.0,
@@ -275,7 +278,8 @@ class RTSTrainingArguments(TrainingArguments):
         given = {name: getattr(self, name) for name in defaults if getattr(self, name) != defaults[name]}
         self.given = {name: value for name, value in given.items() if not name.endswith("_token")}
         self.opt_args = _json_object("opt_args", self.opt_args)
-        self.switch_at = _step_or_share(self.switch_at)
+        self.switch_at = _step_or_share("switch_at", self.switch_at)
+        self.switch_unit_from = _step_or_share("switch_unit_from", self.switch_unit_from)
         check_optimizer_name(self)
         self._check_opt_args()
         if self.learning_rate is None:
@@ -380,7 +384,7 @@ def _json_object(name: str, value: dict | str | None) -> dict | None:
     return parsed
 
 
-def _step_or_share(value: Any) -> Any:
+def _step_or_share(name: str, value: Any) -> Any:
     """Return an int for a step and a float for a share: a command line gives text, a file gives numbers."""
     if not isinstance(value, str):
         return value
@@ -389,7 +393,7 @@ def _step_or_share(value: Any) -> Any:
             return kind(value)
         except ValueError:
             continue
-    raise ValueError(f"switch_at={value!r} must be a step (e.g. 100) or a share of the run (e.g. 0.8).")
+    raise ValueError(f"{name}={value!r} must be a step (e.g. 100) or a share of the run (e.g. 0.8).")
 
 
 # Places, and arguments whose default the command line spells otherwise than the class

@@ -127,13 +127,13 @@ class TestStaged:
         return seen
 
     def test_unit_steps_from_its_share_and_perturbed_ones_once_the_gap_grows(self) -> None:
-        switch = StagedSwitch(at=0.25, base_epochs=1, every=1, mu=2.0)
+        switch = StagedSwitch(unit_from=0.25, base_epochs=1, every=1, mu=2.0)
         seen = self.run(switch, {1: 0.1, 3: 0.2, 5: 0.21, 7: 0.0})  # 0.2 is not more than twice 0.1
         assert seen == [(False, False)] * 2 + [(True, False)] * 3 + [(True, True)] * 3
         assert switch.perturbs_from(2) == 4  # the steps done when it heard; it is told of a step after that
 
     def test_a_gap_that_grows_first_fires_it(self) -> None:
-        switch = StagedSwitch(at=0.75, base_epochs=1, every=1, mu=2.0)
+        switch = StagedSwitch(unit_from=0.75, base_epochs=1, every=1, mu=2.0)
         assert self.run(switch, {1: 0.1, 3: 0.3}) == [(False, False)] * 3 + [(True, True)] * 5
 
     def test_horizon(self) -> None:
@@ -202,8 +202,9 @@ def test_state_of_another_kind_is_refused() -> None:
         (lambda: FixedSwitch(1.5), "at=1.5"),
         (lambda: FixedSwitch(math.nan), "at=nan"),
         (lambda: FixedSwitch("half"), "at='half'"),
-        (lambda: StagedSwitch(at=2.0), "at=2.0"),
+        (lambda: StagedSwitch(unit_from=2.0), "unit_from=2.0"),
         (lambda: StagedSwitch(mu=0), "mu=0"),
+        (lambda: create_switch("staged", {"at": 0.5}), "switch_at=0.5 is not a setting of switch='staged'"),
         (lambda: create_switch("sometimes"), "switch='sometimes' is unknown; choose one of gradient_variance"),
         (lambda: create_switch("fixed", {"gamma": 0.1}), "switch_gamma=0.1 is not a setting of switch='fixed'"),
         (lambda: create_switch(FixedSwitch(1), {"at": 2}), "cannot be applied to switch=FixedSwitch"),

@@ -229,7 +229,7 @@ def test_settings_may_be_changed_on_the_way() -> None:
 def test_a_staged_run_goes_on_where_it_was_saved() -> None:
     def start() -> tuple[torch.nn.Parameter, RTSPUGD]:
         weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        told = {"switch_at": 3, "switch_base_epochs": 1, "switch_every": 1}
+        told = {"switch_unit_from": 3, "switch_base_epochs": 1, "switch_every": 1}
         return weight, RTSPUGD([weight], lr=0.1, base="momentum", momentum=0.0, switch="staged", total_steps=9, **told)
 
     def step(weight: torch.nn.Parameter, optimizer: RTSPUGD, number: int) -> str:

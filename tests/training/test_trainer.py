@@ -125,7 +125,7 @@ def test_logs_tell_the_optimizers_story(tmp_path: Path) -> None:
 
 
 def test_a_staged_run_tells_unit_steps_from_perturbed_ones(tmp_path: Path) -> None:
-    staged = {"switch": "staged", "switch_at": "0.2", "switch_base_epochs": 1, "switch_every": 1}
+    staged = {"switch": "staged", "switch_unit_from": "0.2", "switch_base_epochs": 1, "switch_every": 1}
     often = {"eval_strategy": "steps", "eval_steps": 3}
     trainer = make_trainer(tmp_path / "grown", **staged, **often, switch_mu=1e-9, **RTS)  # any gap is larger
     trainer.train()
