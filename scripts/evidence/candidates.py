@@ -40,6 +40,7 @@ class Setting(NamedTuple):
             switch too where it comes first; from there on every update.
         level: Of the dial ``norm``.
         scale: β_max of the scale; 0 makes the mean g* alone.
+        constant: Which of ``radius`` and ``scale`` stand at their β_max throughout.
     """
 
     switch: float | str
@@ -49,6 +50,7 @@ class Setting(NamedTuple):
     dial: str = ""
     level: float = 0.0
     scale: float = 1.0
+    constant: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -69,7 +71,8 @@ class Setting(NamedTuple):
             "never perturbed" if self.dial == "never" else f"{often}, radius {self.radius:g}",
         ]
         words += [f"{self.steps} steps"] if self.steps != "unit" else []
-        return ", ".join(words + ([f"scale {self.scale:g}"] if self.scale != 1 else []))
+        words += [f"scale {self.scale:g}"] if self.scale != 1 else []
+        return ", ".join([*words, *(f"constant {name}" for name in self.constant)])
 
     @property
     def is_own(self) -> bool:
@@ -107,7 +110,7 @@ class Setting(NamedTuple):
         """Return it as arguments of the training command."""
         named = {"switch": self.switch} if isinstance(self.switch, str) else {"switch_at": str(self.switch)}
         told = {"perturb_every": self.every or 1, "radius_beta_max": self.radius, "scale_beta_max": self.scale}
-        return {"opt": "rts_pugd", **named, **told}
+        return {"opt": "rts_pugd", **named, **told, **dict.fromkeys(self.constant, "constant")}
 
 
 def _candidates() -> Iterator[Setting]:
@@ -168,6 +171,24 @@ _ADDED = (
     Setting(0.25, 20, 2.0, dial="until"),
 )
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
+
+# The default, and what is left of it without one of its parts
+_DEFAULT = Setting(0.5, 0, 2.0, dial="until")
+DEFAULT = "nothing"
+_ABLATED: Mapping[str, Setting] = {
+    DEFAULT: _DEFAULT,
+    "perturbation": Setting(0.5, dial="never"),
+    "unit step": _DEFAULT._replace(steps="mean"),
+    "radius schedule: constant 1": _DEFAULT._replace(radius=1.0, constant=("radius",)),
+    "scale schedule: constant 1": _DEFAULT._replace(constant=("scale",)),
+    "first gradient: α_s = 0": _DEFAULT._replace(scale=0.0),
+    "the gap's part of the timing: perturbed from half on": Setting(0.5),
+    "all timing: perturbed from the first update on": Setting(0.0),
+}
+ABLATIONS: Mapping[str, str] = {name: setting.label for name, setting in _ABLATED.items()}
+SETTINGS: Mapping[str, Setting] = {
+    **CANDIDATES, **ADDED, **{setting.label: setting for setting in _ABLATED.values()}
+}  # fmt: skip
 
 
 class VariedPUGD(RTSPUGD):

@@ -53,7 +53,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from evidence.candidates import ADDED, CANDIDATES, SGD, Setting, VariedTrainer  # noqa: E402
+from evidence.candidates import ADDED, CANDIDATES, SETTINGS, SGD, Setting, VariedTrainer  # noqa: E402
 from evidence.choosing import CAP, Run, Standing, accuracies, best_rate, choose, ranked, rates_of, standings  # noqa: E402
 
 from rts_hf.comparing.method import next_length, updates_within  # noqa: E402
@@ -171,7 +171,7 @@ def make_run(task: Task) -> Run:
     torch.set_num_threads(1)
     data = _data(task.data)
     budget = task.passes * math.ceil(len(data.train) / BATCH)
-    setting = None if task.setting == SGD else {**CANDIDATES, **ADDED}[task.setting]
+    setting = None if task.setting == SGD else SETTINGS[task.setting]
     start, tried = time.perf_counter(), dict[int, Run]()
     updates = _first_length(setting, budget, task.guess)
     for _ in range(TRIES):

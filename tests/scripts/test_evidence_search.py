@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evidence import ablation
 from evidence import search as searching
-from evidence.candidates import Setting
+from evidence.candidates import ABLATIONS, DEFAULT, SGD, Setting
 from evidence.choosing import Run, Standing, accuracies, choose, rates_of, standard_error, standings
 from evidence.search import Rung, Task, make_run, page, read_runs, search, survivors
 
@@ -92,7 +93,7 @@ def test_a_search_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_its_optimizer_is_the_package_s_where_nothing_varies(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(setting: Setting) -> Any:
-        monkeypatch.setattr(searching, "CANDIDATES", {setting.label: setting})
+        monkeypatch.setattr(searching, "SETTINGS", {setting.label: setting})
         return make_run(Task(setting.label, "digits_few", 6, 0.2, 3000))[5:10]
 
     one_in_two = run(Setting(0.5, 2))
@@ -105,3 +106,22 @@ def test_it_never_has_the_test_split() -> None:
     data = searching._data("digits_few")
     assert data.test is None
     assert replace(data).split_sizes == {"train": 128, "validation": 432}
+
+
+def test_an_ablation_is_held_against_the_whole_default() -> None:
+    few, whole = ablation.BENCHMARKS[1], ABLATIONS[DEFAULT]
+    values = {whole: (0.8, 0.9), SGD: (0.7, 0.7), ABLATIONS["unit step"]: (0.8, 0.86)}
+    runs = [
+        Run(setting, *benchmark, rate, seed, 10, 10, 10, each - (rate == 0.4) / 10, 0.5, 1.0)
+        for setting, accuracy in values.items()
+        for benchmark in ablation.BENCHMARKS
+        for rate in (0.1, 0.4)
+        for seed, each in enumerate(accuracy)
+    ]
+    lines = ablation.table(runs).splitlines()
+    assert "| nothing | 85.00 % | 85.00 % | 85.00 % |" in lines  # at the better of its rates
+    assert "| plain SGD | -15.00 ± 5.00 | -15.00 ± 5.00 | -15.00 ± 5.00 |" in lines
+    assert "| unit step | -2.00 ± 2.00 | -2.00 ± 2.00 | -2.00 ± 2.00 |" in lines
+    assert len(lines) == 2 + 2 + 3 + 1 + 0  # and no other variant, which has no runs
+    left = {(task.setting, task.seed) for task in ablation.tasks([]) if task[1:3] == few}
+    assert left == {(setting, seed) for setting in (SGD, *ABLATIONS.values()) for seed in ablation.SEEDS}
