@@ -31,7 +31,9 @@ class RTSPUGD(TimedOptimizer):
         g* = ∇f(w + ε)                      the second pass, added to α_s·g
         U  = (g* + α_s·g) / ‖g* + α_s·g‖    step(): U goes to the base optimizer as its gradient
 
-    Before the switch, a step is the base optimizer's own step on ``g``.
+    Before the switch, a step is the base optimizer's own step on ``g``. By default, steps are unit steps on ``g`` from
+    half of the run on, and perturbed ones once the gap between validation and training loss has grown, of which
+    :meth:`observe_losses` tells; the paper's method is ``RTSPUGD(..., **rts_hf.PAPER)``.
 
     >>> import torch, rts_hf
     >>> model = torch.nn.Linear(2, 1)
@@ -112,7 +114,7 @@ class RTSPUGD(TimedOptimizer):
         scale: str = "cosine_annealing",
         scale_beta_min: float = 0.0,
         scale_beta_max: float = 1.0,
-        switch: str | PhaseSwitch | None = "fixed",
+        switch: str | PhaseSwitch | None = "staged",
         total_steps: int | None = None,
         perturb_every: int = 1,
         capturable: bool = False,

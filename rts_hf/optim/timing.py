@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rts_hf.optim.switches import SWITCHES, PhaseSwitch, create_switch
+from rts_hf.optim.switches import SWITCHES, PhaseSwitch, StagedSwitch, create_switch
 
 
 class Legal(NamedTuple):
@@ -194,6 +194,7 @@ class TimedOptimizer(Optimizer):
         lead = self._lead
         if self.switch.observe_step(lead["rts_step"], self.total_steps) and lead["rts_switched_at"] < 0:
             self._set(rts_switched_at=lead["rts_step"])
+            self._warn_if_no_losses_came()
         self._set(**self._switch_entries())
 
     def _switch_entries(self) -> dict[str, Any]:
@@ -276,6 +277,15 @@ class TimedOptimizer(Optimizer):
         reason = None if self.switch.fired else self.switch.cannot_fire(total_steps=self.total_steps)
         if reason is not None:
             self._warn_once(f"This run will never perturb: {reason}")
+
+    def _warn_if_no_losses_came(self) -> None:
+        """Warn where unit steps begin and nobody has told of a validation loss, which perturbing waits for."""
+        if isinstance(self.switch, StagedSwitch) and not self.switch.epochs_seen and self._lead["rts_step"]:
+            self._warn_once(
+                f"no validation loss has come in {self._lead['rts_step']} steps, and without any no step will be "
+                "perturbed: call optimizer.observe_losses(train_loss, eval_loss) after each evaluation (RTSTrainer: "
+                "eval_strategy='epoch' and one eval_dataset), or choose switch='fixed'."
+            )
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

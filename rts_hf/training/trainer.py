@@ -160,14 +160,9 @@ class RTSTrainer(ResumableTrainer):
                 rts.restart()  # a second call of train(), or another try with a smaller batch
             self._sets_horizon = True
             rts.total_steps = num_training_steps
-        if rts is not None:
-            reason = None
-            if self.args.eval_strategy == IntervalStrategy.NO or isinstance(self.eval_dataset, dict):
-                if rts.switch.cannot_fire(num_epochs=0):
-                    told = "eval_strategy='epoch' and one eval_dataset"
-                    reason = f"{rts.switch!r} listens to evaluations, and hears of none; give {told}."
-            elif self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0:
-                reason = rts.switch.cannot_fire(num_epochs=math.ceil(self.args.num_train_epochs))
+        by_epoch = self.args.eval_strategy == IntervalStrategy.EPOCH and self.args.max_steps <= 0
+        if rts is not None and by_epoch:
+            reason = rts.switch.cannot_fire(num_epochs=math.ceil(self.args.num_train_epochs))
             if reason is not None:
                 warnings.warn(f"This run will never perturb: {reason}", UserWarning, stacklevel=2)
         return scheduler
