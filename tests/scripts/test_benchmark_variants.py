@@ -43,7 +43,7 @@ def test_the_table() -> None:
     lines = table(rows(), TIMED).splitlines()
     assert len(lines) == 2 + len(VARIANTS)
     assert lines[2] == "| SGD | 1.00 | 1.00 | 90.50 ± 0.71 | – |"
-    assert lines[3].startswith("| the default: perturbs in the second half | 1.50 | 1.00 | 91.50 ± 0.71 | +1.00 (")
+    assert lines[3].startswith("| `switch_at` 0.5: perturbs in the second half | 1.50 | 1.00 | 91.50 ± 0.71 | +1.00 (")
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda variant: variant.words)
