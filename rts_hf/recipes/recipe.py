@@ -134,6 +134,9 @@ class Recipe:
         if settings.get("switch") == "fixed":
             share = float(switch["at"])
             parts.append(f"perturbed after {share:.0%} of the run" if share else "perturbed from the first update")
+        elif settings.get("switch") == "staged":
+            share = float(switch["unit_from"])
+            parts.append(f"unit steps after {share:.0%} of the run, perturbed once the generalization gap has grown")
         elif "switch" in settings:
             told = ", ".join(f"{name} {value:g}" for name, value in switch.items())
             parts.append(f"switch {settings['switch']} ({told})")
