@@ -191,7 +191,7 @@ def test_what_the_evidence_measured_is_a_recipe(found: Evidence, tmp_path: Path)
     known = {"rts_pugd": "; no method of six had more than this recipe's.", "sgd": ", the most of six methods."}
     told = known.get(best, f", and {best} {means[best]:.4f}, the most of six methods.")
     assert f"For as many gradients plain SGD had {means['sgd']:.4f}{told}" in recipe.caveats
-    words = ["--opt", "rts_pugd", *found.comparison["words"], "--learning_rate", str(row["learning_rate"])]
+    words = ["--recipe", "paper", *found.comparison["words"], "--learning_rate", str(row["learning_rate"])]
     words += ["--max_steps", str(row["updates"]), "--output_dir", str(tmp_path)]
     by_recipe = parse_arguments(["--recipe", recipe.name, "--output_dir", str(tmp_path)])
     made = parse_arguments(words)
