@@ -35,7 +35,7 @@ def test_example_runs(example: str, tmp_path: Path) -> None:
 def names_of_a_small_loop() -> dict[str, Any]:
     model = torch.nn.Linear(2, 1)
     x, y = torch.ones(4, 2), torch.zeros(4, 1)
-    optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, total_steps=5)
+    optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, perturb_every=1, total_steps=5)
     names = {"model": model, "x": x, "y": y, "optimizer": optimizer, "windows": [[(x, y), (x, y)]] * 3}
     return {**names, "rts_hf": rts_hf, "loader": [(x, y)] * 3, "loss_fn": torch.nn.MSELoss(), "timm": timm}
 

@@ -46,7 +46,7 @@ def attach_second_pass(
 
     >>> import torch, rts_hf
     >>> model, criterion = torch.nn.Linear(2, 3), torch.nn.CrossEntropyLoss()
-    >>> optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None)
+    >>> optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch=None, perturb_every=1)
     >>> attached = rts_hf.attach_second_pass(optimizer, model, criterion, total_steps=2)
     >>> for step in range(2):
     ...     criterion(model(torch.ones(4, 2)), torch.tensor([0, 1, 2, 0])).backward()

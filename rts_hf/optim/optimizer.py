@@ -35,7 +35,8 @@ class RTSPUGD(TimedOptimizer):
 
     >>> import torch, rts_hf
     >>> model = torch.nn.Linear(2, 1)
-    >>> optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, switch="fixed", switch_at=1, total_steps=3)
+    >>> timing = {"switch": "fixed", "switch_at": 1, "perturb_every": 1, "total_steps": 3}
+    >>> optimizer = rts_hf.RTSPUGD(model.parameters(), lr=0.1, **timing)
     >>> for step in range(3):
     ...     model(torch.ones(4, 2)).square().mean().backward()
     ...     if optimizer.perturbing:

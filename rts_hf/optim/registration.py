@@ -34,6 +34,7 @@ _TWO_PASS_FROM_THE_START = {
     "radius_beta_min": 0.0,
     "scale": "constant",
     "scale_beta_min": 0.0,
+    "perturb_every": 1,
 }
 
 # timm looks up only what follows the last "_" of a name: "rts_pugd" is found as "pugd", which is why the entry has both

@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from benchmark.optimizer import SETTINGS, params_with_gradients
+from benchmark.optimizer import ALWAYS, SETTINGS, params_with_gradients
 from benchmark.timers import interleaved
 from benchmark.training import WARM_UP, trained
 from torch.utils.benchmark import timer
@@ -49,7 +49,7 @@ def optimizer_profile(
     """
     params = params_with_gradients(timm.create_model(model_name).to(device))
     copies = [torch.empty_like(param) for param in params]
-    rts = RTSPUGD(params, switch=None, total_steps=10**6, **SETTINGS)
+    rts = RTSPUGD(params, **ALWAYS, **SETTINGS)
     seen: dict[str, list[float]] = {name: [] for name, _, _ in _PARTS}
 
     def update() -> None:

@@ -23,12 +23,13 @@ from rts_hf.optim.second_pass import keep_buffers
 # the norm of the sum (read g), for the step (read w, g and the momentum, write w and the momentum).
 TRANSFERS = 3 + 4 + 2 + 1 + 5
 SETTINGS: dict[str, Any] = {"lr": 1e-6, "base": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+ALWAYS: dict[str, Any] = {"switch": None, "perturb_every": 1, "total_steps": 10**6}  # every update is perturbed
 
 
 def update_over_two_passes(device: str = "cpu", *, repeats: int = 5, batch: int = 128) -> Figure:
     """Time a perturbed update against the two forward-backward passes in it."""
     model, x, y = _small_resnet(device, batch)
-    optimizer = RTSPUGD(model.parameters(), switch=None, total_steps=10**6, **SETTINGS)
+    optimizer = RTSPUGD(model.parameters(), **ALWAYS, **SETTINGS)
 
     def passes() -> None:
         for _ in range(2):
@@ -91,7 +92,7 @@ def optimizer_part(device: str = "cpu", *, repeats: int = 9, model_name: str = "
     copies = [torch.empty_like(param) for param in params]
 
     def ours(**more: Any) -> Callable[[], None]:
-        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **more, **SETTINGS)
+        optimizer = RTSPUGD(params, **ALWAYS, **more, **SETTINGS)
 
         def call() -> None:
             with optimizer.perturbed():
@@ -155,7 +156,7 @@ def host_time(*, repeats: int = 61, tensors: int = 161) -> list[Figure]:
             param.grad = torch.ones(8)
         return made
 
-    ours = RTSPUGD(params(), switch=None, total_steps=10**6, **SETTINGS)
+    ours = RTSPUGD(params(), **ALWAYS, **SETTINGS)
     settings: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
     theirs = SAM(params(), torch.optim.SGD, rho=0.05, **settings)
     clipped = params()
@@ -194,7 +195,7 @@ def dispatched_operations(device: str = "cpu") -> list[Figure]:
     counts: dict[str, dict[str, int]] = {}
     for name in ("resnet18", "resnet50"):
         params = params_with_gradients(timm.create_model(name).to(device))
-        optimizer = RTSPUGD(params, switch=None, total_steps=10**6, **SETTINGS)
+        optimizer = RTSPUGD(params, **ALWAYS, **SETTINGS)
         for _ in range(2):  # the first step of a base makes its state
             with _Operations() as seen:
                 with optimizer.perturbed():
@@ -237,7 +238,7 @@ def captured_update(device: str = "cpu", *, repeats: int = 21, batch: int = 64) 
     if device != "cuda":
         return []
     model, x, y = _small_resnet(device, batch, "resnet_micro_small")
-    settings = {**SETTINGS, "switch": None, "total_steps": 10**5}
+    settings = {**SETTINGS, **ALWAYS, "total_steps": 10**5}
     captured = {**settings, "lr": torch.tensor(SETTINGS["lr"], device=device), "capturable": True}
     optimizer = RTSPUGD(model.parameters(), **captured)
     plain = RTSPUGD(model.parameters(), **settings)
@@ -290,7 +291,7 @@ def extra_memory(device: str = "cpu") -> Figure:
         model, x, y = _small_resnet(device, 2)
         parameters = sum(param.numel() * param.element_size() for param in model.parameters())
         settings = {name: value for name, value in SETTINGS.items() if name != "base"}
-        more: dict[str, Any] = {"switch": None, "total_steps": 10**6} if name == "rts_pugd" else {}
+        more: dict[str, Any] = ALWAYS if name == "rts_pugd" else {}
         optimizer = timm.optim.create_optimizer_v2(model, opt=name, **settings, **more)
         for turn in range(3):
             seen: list[int] = []
@@ -325,7 +326,7 @@ def synchronizations(device: str = "cpu") -> Figure:
     counts: dict[str, int] = {}
     for phase, switch in (("perturbed", None), ("before the switch", "gradient_variance")):
         more: dict[str, Any] = {"switch_window": 5, "switch_init_steps": 5, "switch_gamma": 1e-12} if switch else {}
-        optimizer = RTSPUGD(model.parameters(), switch=switch, total_steps=10**6, **more, **SETTINGS)
+        optimizer = RTSPUGD(model.parameters(), **{**ALWAYS, "switch": switch, **more, **SETTINGS})
         for step in range(20):
             cross_entropy(model(x), y).backward()
             with waits() as seen:

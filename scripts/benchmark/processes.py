@@ -29,10 +29,11 @@ from rts_hf.training.trainer import RTSTrainer
 # By name: the optimizer, and whether the first pass's gradients are averaged too
 # A process of its own finds this folder's files as the tests and the command do.
 _PATH = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+_ALWAYS = {"opt": "rts_pugd", "switch": "fixed", "switch_at": 0, "perturb_every": 1}
 MODES: dict[str, dict[str, Any]] = {
     "sgd": {"opt": "sgd"},
-    "averaged once": {"opt": "rts_pugd", "switch_at": 0, "sync_first_pass": False},
-    "averaged twice": {"opt": "rts_pugd", "switch_at": 0, "sync_first_pass": True},
+    "averaged once": {**_ALWAYS, "sync_first_pass": False},
+    "averaged twice": {**_ALWAYS, "sync_first_pass": True},
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from benchmark.optimizer import ALWAYS
 from benchmark.timers import interleaved, medians
 from torch import nn
 
@@ -105,7 +106,7 @@ def _time(size: int, count: int, device: str, repeats: int) -> dict[str, float]:
     params = [nn.Parameter(torch.randn(size, device=device)) for _ in range(count)]
     for param in params:
         param.grad = torch.randn_like(param) * 1e-3
-    optimizer = RTSPUGD(params, base="momentum", switch=None, total_steps=10**6, **settings)
+    optimizer = RTSPUGD(params, base="momentum", **ALWAYS, **settings)
 
     def perturbed() -> None:
         with optimizer.perturbed():

@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 import torch
+from benchmark.optimizer import ALWAYS
 from benchmark.timers import Figure, interleaved, medians, ratio
 from torch.nn.functional import cross_entropy
 from torch.utils.benchmark import timer
@@ -27,6 +28,7 @@ from rts_hf.data.loading import DataBundle, load_data
 from rts_hf.models.classifiers import build_model
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.second_pass import keep_buffers
+from rts_hf.recipes.recorded import find_recipe
 from rts_hf.runs import run as run_module
 from rts_hf.runs import stages
 from rts_hf.runs.arguments import CommandArguments
@@ -140,7 +142,10 @@ def _in_transformers(data: DataBundle, updates: int, device: str) -> float:
 
 
 def trained(data: DataBundle, updates: int, device: str, model_name: str, **settings: Any) -> tuple[float, float]:
-    """Return the seconds of some updates in RTSTrainer, and those of them that it waited for batches."""
+    """Return the seconds of some updates in RTSTrainer, and those of them that it waited for batches.
+
+    They are the paper's method's where the settings say nothing else.
+    """
     clock = _Clock()
     waits: list[float] = []
 
@@ -155,7 +160,7 @@ def trained(data: DataBundle, updates: int, device: str, model_name: str, **sett
         arguments = CommandArguments(
             output_dir=folder, max_steps=WARM_UP + updates, eval_strategy="no", save_strategy="no",
             load_best_model_at_end=False, metric_for_best_model=None, disable_tqdm=True, logging_strategy="no",
-            use_cpu=device == "cpu", **settings,
+            use_cpu=device == "cpu", **{**find_recipe("paper").defaults({"opt": "rts_pugd", **settings}), **settings},
         )  # fmt: skip
         model = _model(data, model_name)
         Waiting(model=model, args=arguments, train_dataset=data.train, data_collator=collate, callbacks=[clock]).train()
@@ -170,9 +175,8 @@ def _bare_loop(data: DataBundle, updates: int, device: str, model_name: str) -> 
     torch.manual_seed(0)
     model: Any = _model(data, model_name).timm_model.to(device)
     model.train()
-    optimizer = RTSPUGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, switch=None, total_steps=WARM_UP + updates
-    )
+    settings = {**ALWAYS, "total_steps": WARM_UP + updates}
+    optimizer = RTSPUGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **settings)
     begin = done = 0.0
     while done < WARM_UP + updates:
         for batch in DataLoader(data.train, batch_size=64, shuffle=True, collate_fn=collate):
@@ -283,7 +287,8 @@ def closing(*, updates: int = 12) -> Figure:
             patches.enter_context(mock.patch.object(run_module, stage, call))
         whole = timed(stages._measure, lambda trainer, split, name: None if name == "train" else "whole splits")
         patches.enter_context(mock.patch.object(stages, "_measure", whole))
-        arguments = CommandArguments(output_dir=folder, opt="rts_pugd", max_steps=updates, disable_tqdm=True)
+        paper = find_recipe("paper").settings
+        arguments = CommandArguments(output_dir=folder, max_steps=updates, disable_tqdm=True, **paper)
         found = train(
             ModelArguments(model="tf_efficientnet_lite0"),
             DataArguments(dataset="photo_patches", image_size=96, max_train_samples=512, max_eval_samples=64),

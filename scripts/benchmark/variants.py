@@ -101,7 +101,8 @@ def time_updates(device: str = "cpu", *, repeats: int = 15, batch: int = 64) -> 
         cross_entropy(model(taken["pixel_values"]), taken["labels"]).backward()
 
     def update(switch_at: int, every: int = 1, fraction: float = 1.0) -> Callable[[], None]:
-        optimizer = RTSPUGD(model.parameters(), switch_at=switch_at, perturb_every=every, **settings)
+        timing: dict[str, Any] = {"switch": "fixed", "switch_at": switch_at, "perturb_every": every}
+        optimizer = RTSPUGD(model.parameters(), **timing, **settings)
         if every > 1:  # the first update after the switch is the one that is perturbed
             backward()
             with optimizer.perturbed():

@@ -15,6 +15,7 @@ from rts_hf.comparing.method import gradient_evaluations
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.perturbation import global_norm
 from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch
+from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.trainer import RTSTrainer
 
 SGD = "sgd"
@@ -107,7 +108,8 @@ class Setting(NamedTuple):
         """Return it as arguments of the training command."""
         named = {"switch": self.switch} if isinstance(self.switch, str) else {"switch_at": str(self.switch)}
         told = {"perturb_every": self.every or 1, "radius_beta_max": self.radius, "scale_beta_max": self.scale}
-        return {"opt": "rts_pugd", **named, **told}
+        given = {"opt": "rts_pugd", **named, **told}
+        return {**find_recipe("paper").defaults(given), **given}
 
 
 def _candidates() -> Iterator[Setting]:

@@ -19,7 +19,7 @@ from rts_hf.reports.run_folder import read_record
 
 pytestmark = pytest.mark.slow
 COMMAND = [
-    sys.executable, "-m", "rts_hf", "compare", "--opts", "sgd", "rts_pugd --switch_at 0.5", "--seeds", "3", "--budget",
+    sys.executable, "-m", "rts_hf", "compare", "--opts", "sgd", "rts_pugd --recipe paper", "--seeds", "3", "--budget",
     "40", "--jobs", "2", "--use_cpu", "--max_train_samples", "256", "--max_eval_samples", "40", "--image_size", "8",
     "--measure_sharpness", "false", "--draw_figures", "false", "--eval_strategy", "steps", "--eval_steps", "20",
     "--save_strategy", "steps", "--save_steps", "20", "--per_device_train_batch_size", "16",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_for_tests import SMALL, small_pictures  # noqa: F401
+from comparison_for_tests import PAPER, SMALL, small_pictures  # noqa: F401
 from evidence.records import keep
 from run_folder_for_tests import edit_json
 
@@ -23,7 +23,7 @@ from rts_hf.runs.run import train
 from rts_hf.training.faults import TrainingFault
 
 WORDS = [*SMALL, "--image_size", "8", "--measure_sharpness", "false", "--draw_figures", "false"]
-OPTS = ["sgd", "rts_pugd --switch_at 0.5"]
+OPTS = ["sgd", PAPER]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_comparison_from_its_command_to_its_page(
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from elsewhere
-    assert "rts_pugd --switch_at 0.5" in page
+    assert PAPER in page
     assert "--learning_rates 0.01 0.5" in page
 
     before, results = len(made), (folder / "results.csv").read_bytes()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_for_tests import SMALL, planned
+from comparison_for_tests import PAPER, SMALL, planned
 from run_folder_for_tests import edit_json, write_run_folder
 
 from rts_hf.comparing.backends import Job, going_on
@@ -14,6 +14,8 @@ from rts_hf.comparing.method import parse_method, parse_recipe, updates_within
 from rts_hf.optim.switches import FixedSwitch
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.runs.command_line import parse_arguments
+
+LISTENS = f"{PAPER} --switch gradient_variance"
 
 
 def pretend(plan: Comparison, cell: Cell, evaluations: float | None = None, switched: int | None = None) -> None:
@@ -29,14 +31,14 @@ def pretend(plan: Comparison, cell: Cell, evaluations: float | None = None, swit
 
 
 def test_every_method_gets_the_updates_that_the_budget_pays_for(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "c", "sgd", "sam", "rts_pugd", "rts_pugd --switch_at 0.7", "pugd --perturb_every 3")
+    plan = planned(tmp_path / "c", "sgd", "sam", PAPER, f"{PAPER} --switch_at 0.7", "pugd --perturb_every 3")
     assert (plan.updates_an_epoch, plan.gradient_evaluations) == (5, 20)
     assert [method.updates for method in plan.methods] == [20, 10, 13, 16, 15]
 
 
 def test_a_second_pass_over_fewer_images_leaves_more_updates(tmp_path: Path) -> None:
     half, odd = "pugd --perturb_fraction 0.5", "sam --perturb_fraction 0.17"  # 5 of 24 images
-    plan = planned(tmp_path / "c", "pugd", half, odd, f"rts_pugd --switch_at 0 --perturb_every 2 {half[5:]}")
+    plan = planned(tmp_path / "c", "pugd", half, odd, f"{PAPER} --switch_at 0 --perturb_every 2 {half[5:]}")
     assert [method.updates for method in plan.methods] == [10, 13, 16, 16]
     assert "--perturb_fraction 0.5" in plan.command(plan.cells()[1])
 
@@ -135,7 +137,7 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
 
 
 def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "c", "sgd", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", "sgd", LISTENS, budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after half of the updates
@@ -151,7 +153,7 @@ def test_the_length_of_a_run_whose_switch_listens_is_found_by_pilots(tmp_path: P
 
 
 def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None:
-    variance, gap = "rts_pugd --switch gradient_variance", "rts_pugd --switch generalization_gap"
+    variance, gap = LISTENS, f"{PAPER} --switch generalization_gap"
     plan = planned(tmp_path / "c", variance, "sgd", gap, budget=40, seeds=[0])
     rounds: list[list[tuple[str, int]]] = []
 
@@ -170,7 +172,7 @@ def test_pilots_of_several_methods_are_made_side_by_side(tmp_path: Path) -> None
 
 
 def test_a_switch_that_only_long_runs_fire_is_searched_for_between(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", LISTENS, budget=40, seeds=[0])
     lengths = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch fires after 40 updates of at least 118
@@ -185,8 +187,7 @@ def test_a_switch_that_only_long_runs_fire_is_searched_for_between(tmp_path: Pat
 
 
 def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> None:
-    method = "rts_pugd --switch gradient_variance"
-    plan = planned(tmp_path / "c", "sgd", method, budget=40, seeds=[5, 6, 7])
+    plan = planned(tmp_path / "c", "sgd", LISTENS, budget=40, seeds=[5, 6, 7])
     rounds: list[list[tuple[int, int]]] = []
 
     def run(cells: list[Cell]) -> None:  # it fires after half of the updates, with seed 6 at once, with seed 7 never
@@ -198,17 +199,17 @@ def test_every_seed_gets_the_length_that_the_budget_pays_for(tmp_path: Path) -> 
 
     plan.settle_lengths(run, every_seed=False)  # type: ignore[arg-type]
     assert rounds == [[(5, 200)], [(5, 133)]]
-    assert [cell.method.updates for cell in plan.cells() if cell.method.label == method] == [133] * 3
+    assert [cell.method.updates for cell in plan.cells() if cell.method.label == LISTENS] == [133] * 3
     plan.settle_lengths(run)  # type: ignore[arg-type]
     assert rounds[2:] == [[(5, 133)], [(6, 133), (7, 133)], [(6, 100), (7, 200)]]
-    assert [(cell.seed, cell.method.updates) for cell in plan.cells() if cell.method.label == method] == [
+    assert [(cell.seed, cell.method.updates) for cell in plan.cells() if cell.method.label == LISTENS] == [
         *((5, 133), (6, 100), (7, 200)),
     ]
     assert {cell.method.updates for cell in plan.cells() if cell.method.label == "sgd"} == {200}
 
 
 def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
-    method = "rts_pugd --switch gradient_variance --perturb_fraction 0.5"
+    method = f"{LISTENS} --perturb_fraction 0.5"
     plan = planned(tmp_path / "c", method, budget=40, seeds=[0])
     lengths = []
 
@@ -224,7 +225,7 @@ def test_pilots_know_what_a_second_pass_costs(tmp_path: Path) -> None:
 
 
 def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[3])
+    plan = planned(tmp_path / "c", LISTENS, budget=40, seeds=[3])
     made: list[tuple[float | None, int]] = []
 
     def run(cells: list[Cell]) -> None:  # one whose switch never fires at first, and halfway at a higher rate
@@ -241,13 +242,13 @@ def test_a_length_is_settled_again_for_the_learning_rate_that_was_chosen(tmp_pat
     assert plan.methods[0].updates == 133
     assert len(list((tmp_path / "c" / "pilots").rglob("run.json"))) == len(made)
     # Pilots of another first seed are other runs.
-    other = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[4])
+    other = planned(tmp_path / "c", LISTENS, budget=40, seeds=[4])
     other.settle_lengths(run)  # type: ignore[arg-type]
     assert len(made) == 4
 
 
 def test_a_pilot_that_diverged_settles_nothing(tmp_path: Path) -> None:
-    plan = planned(tmp_path / "c", "rts_pugd --switch gradient_variance", budget=40, seeds=[0])
+    plan = planned(tmp_path / "c", LISTENS, budget=40, seeds=[0])
     made: list[int] = []
 
     def run(cells: list[Cell]) -> None:  # the second pilot diverges early, and says that no switch has fired

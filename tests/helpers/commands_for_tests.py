@@ -25,7 +25,7 @@ ENVIRONMENT = {
 RESUME = ["--resume_from_checkpoint", "last"]
 _COMMON = """
     --use_cpu --max_train_samples 120 --max_eval_samples 40 --num_train_epochs 3 --output_dir run
-    --per_device_train_batch_size {} --measure_sharpness {}
+    --per_device_train_batch_size {} --perturb_every 1 --measure_sharpness {}
 """
 # 24 updates in 3 epochs of 8, with the images cropped at random: the images of a micro-batch on all processes together,
 # and further arguments

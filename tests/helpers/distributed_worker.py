@@ -39,6 +39,7 @@ SETTINGS = {
     "switch_window": 2,
     "switch_init_steps": 2,
     "switch_gamma": 100.0,  # fires at the first comparison, after four updates
+    "perturb_every": 1,
     "total_steps": UPDATES,
 }
 
@@ -148,7 +149,7 @@ def fsdp2(method: str) -> None:
 
 def fsdp2_restore() -> None:
     net = shard(make_net())
-    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=4, radius_beta_max=1.0)
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=4, radius="constant", radius_beta_max=1.0)
     x, y = mine(0)
     nn.functional.mse_loss(net(x), y).backward()
     before = [p.to_local().clone() for p in net.parameters()]

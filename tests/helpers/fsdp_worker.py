@@ -110,7 +110,7 @@ def accelerate_resumes(kind: str, folder: Path) -> None:
 def scaler_skips() -> None:
     """An overflow in one process's shard of the gradient skips the update on both."""
     net = shard(make_net())
-    optimizer = RTSPUGD(net.parameters(), lr=0.05, switch=None, total_steps=4)
+    optimizer = RTSPUGD(net.parameters(), lr=0.05, switch=None, perturb_every=1, total_steps=4)
     scaler = torch.amp.GradScaler("cpu")
     for number, spoiled_pass in enumerate((0, 1, 2, 0)):
         before = [tensor.clone() for p in net.parameters() for tensor in (p, *optimizer.state[p].values())]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rts_hf import RTSPUGD
 
-ALWAYS = {"switch": "fixed", "switch_at": 0, "total_steps": 20}
+ALWAYS = {"switch": "fixed", "switch_at": 0, "perturb_every": 1, "total_steps": 20}
 SCHEDULES = {
     "radius": "inverse_cosine_heating",
     "radius_beta_min": 0.1,

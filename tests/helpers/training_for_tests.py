@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from rts_hf import RTSTrainer, RTSTrainingArguments, build_model
+from rts_hf.recipes.recorded import find_recipe
 
 _MADE = itertools.count()
 LABELS = ("cat", "dog", "owl")
@@ -69,6 +70,9 @@ def make_model(name: str = "test_vit", seed: int = 0, **model_args: Any) -> Any:
 
 
 def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
+    """Return arguments of the paper's method where the settings say nothing else, whatever the defaults are."""
+    opt = settings.get("opt", "rts_pugd").removeprefix("lookahead_")
+    paper = find_recipe("paper").defaults({**settings, "opt": opt})
     quiet = {
         "save_strategy": "no",
         "lr_scheduler_type": "cosine",
@@ -81,7 +85,7 @@ def make_arguments(folder: Path, **settings: Any) -> RTSTrainingArguments:
         "learning_rate": 0.05,
         "seed": 3,
     }
-    return RTSTrainingArguments(output_dir=str(folder), **{**quiet, **settings})
+    return RTSTrainingArguments(output_dir=str(folder), **{**quiet, **paper, **settings})
 
 
 def freeze_imports() -> None:

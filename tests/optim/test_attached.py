@@ -84,8 +84,8 @@ def fresh(net: Callable[[], nn.Module], opt: str = "rts_pugd", **settings: Any) 
     np.random.seed(0)
     model = net()
     model.train()
-    settings = {"switch": "fixed", "switch_at": 2, "total_steps": UPDATES, "lr": 0.1, **settings}
-    return model, timm.optim.create_optimizer_v2(model, opt=opt, **settings)
+    always = {"switch": "fixed", "switch_at": 2, "perturb_every": 1, "total_steps": UPDATES, "lr": 0.1}
+    return model, timm.optim.create_optimizer_v2(model, opt=opt, **{**always, **settings})
 
 
 def soft(labels: Tensor) -> Tensor:

@@ -59,9 +59,8 @@ class Loop:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
         self.batch = torch.randn(8, 6), torch.randn(8, 3)
-        self.optimizer = RTSPUGD(
-            self.net.parameters(), lr, **{"switch": "fixed", "switch_at": 2, "total_steps": UPDATES, **settings}
-        )
+        always = {"switch": "fixed", "switch_at": 2, "perturb_every": 1, "total_steps": UPDATES}
+        self.optimizer = RTSPUGD(self.net.parameters(), lr, **{**always, **settings})
 
     def backward(self) -> None:
         nn.functional.mse_loss(self.net(self.batch[0]), self.batch[1]).backward()
@@ -194,7 +193,8 @@ def test_weights_of_low_precision_follow_the_same_schedules() -> None:
         loop = make("sgd", total_steps=1000, **more)
         loop.net.bfloat16()
         loop.batch = loop.batch[0].bfloat16(), loop.batch[1].bfloat16()
-        loop.optimizer = RTSPUGD(loop.net.parameters(), 0.05, switch=None, total_steps=1000, fused=True, **more)
+        settings = {"switch": None, "perturb_every": 1, "total_steps": 1000, "fused": True, **more}
+        loop.optimizer = RTSPUGD(loop.net.parameters(), 0.05, **settings)
         for _ in range(3):
             loop.update()
         told.append((loop.weights(), loop.optimizer.stats()))

@@ -33,7 +33,8 @@ def make_net() -> nn.Sequential:
 
 def train(net: nn.Module, forward: Any, closure: bool) -> list[Tensor]:
     """Perturb from update 3 on; return the weights."""
-    optimizer = RTSPUGD(net.parameters(), lr=0.05, switch="fixed", switch_at=3, total_steps=UPDATES)
+    settings = {"switch": "fixed", "switch_at": 3, "perturb_every": 1, "total_steps": UPDATES}
+    optimizer = RTSPUGD(net.parameters(), lr=0.05, **settings)
     for update in range(UPDATES):
         generator = torch.Generator().manual_seed(update)
         batch = torch.randn(8, 6, generator=generator), torch.randn(8, 3, generator=generator)
@@ -79,7 +80,8 @@ class Tiny(nn.Module):
 )
 def test_the_trainer_compiles(tmp_path: Path, make: Any, backend: str) -> None:
     settings: dict[str, Any] = {
-        "switch": "fixed", "switch_at": "2", "max_steps": 4, "learning_rate": 0.01, "radius_beta_max": 0.5,
+        "switch": "fixed", "switch_at": "2", "perturb_every": 1, "max_steps": 4, "learning_rate": 0.01,
+        "radius_beta_max": 0.5,
     }  # fmt: skip
     plain = make_trainer(tmp_path / "plain", make(), **settings)
     plain.train()

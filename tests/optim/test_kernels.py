@@ -32,7 +32,7 @@ def train(devices, method, dtype=torch.float32, relay=False, **settings):
     net = nn.Sequential(nn.Conv2d(3, 600, 3), nn.PReLU(), nn.Flatten(), nn.LazyLinear(3, bias=False))
     net(torch.zeros(1, 3, 5, 5))
     net = net.to(dtype).to(memory_format=torch.channels_last)
-    optimizer = RTSPUGD(net.parameters(), 1e-4, method=method, switch=None, total_steps=5, **settings)
+    optimizer = RTSPUGD(net.parameters(), 1e-4, method=method, switch=None, perturb_every=1, total_steps=5, **settings)
     told = []
     for step in range(3):
         x = torch.randn(4, 3, 5, 5, dtype=dtype)

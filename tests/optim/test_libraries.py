@@ -24,7 +24,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, ViTConfig,
 import rts_hf
 
 UPDATES = 4
-SETTINGS: dict[str, Any] = {"lr": 0.1, "switch": "fixed", "switch_at": 1, "total_steps": UPDATES}
+SETTINGS: dict[str, Any] = {
+    "lr": 0.1, "switch": "fixed", "switch_at": 1, "perturb_every": 1, "total_steps": UPDATES,
+}  # fmt: skip
 
 
 class Images(Dataset[dict[str, Tensor]]):
@@ -158,7 +160,7 @@ def test_timms_task_with_mixup_and_an_average_of_the_weights() -> None:
         (["switch=None"], "switch", "fixed"),
         (["radius=sine_heating", "radius_beta_max=1"], "radius_beta_max", 1.0),
         (["scale=constant", "scale_beta_max=0"], "scale_beta_max", 0.0),
-        (["perturb_every=5"], "perturb_every", 5),
+        (["perturb_every=3"], "perturb_every", 3),
         (["total_steps=100"], "total_steps", 100),
         (["base=adamw", "betas=(0.8,0.9)"], "method", "pugd"),
         (["fused=True", "nesterov=False"], "method", "pugd"),

@@ -22,7 +22,7 @@ UPDATES = 12
 VARIANCE = {"switch": "gradient_variance", "switch_window": 2, "switch_init_steps": 2, "switch_gamma": 100.0}
 SETTINGS = {
     "lr": 0.05, "radius": "sine_heating", "radius_beta_min": 0.1, "radius_beta_max": 0.5,
-    "total_steps": UPDATES - 1,
+    "perturb_every": 1, "total_steps": UPDATES - 1,
 }  # fmt: skip
 
 
@@ -131,7 +131,8 @@ class Loop:
 def test_under_bf16_autocast_the_second_gradient_is_that_of_the_perturbed_weights(span: str) -> None:
     """One autocast context around both passes caches the casts of w, which the second pass must not meet again."""
     net, (x, y) = make_net(), batch(0)
-    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=5, radius="constant", scale="constant")
+    settings = {"radius": "constant", "scale": "constant", "scale_beta_max": 1.0}
+    optimizer = RTSPUGD(net.parameters(), lr=0.1, switch=None, total_steps=5, **settings)
 
     def backward(outer: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=not outer):
@@ -165,7 +166,8 @@ def test_one_autocast_context_around_two_updates_changes_nothing() -> None:
     results = []
     for is_spanned in (False, True):
         net = make_net()
-        optimizer = RTSPUGD(net.parameters(), lr=0.0, switch=None, total_steps=5, radius="constant", scale="constant")
+        settings = {"switch": None, "perturb_every": 1, "radius": "constant", "scale": "constant"}
+        optimizer = RTSPUGD(net.parameters(), lr=0.0, total_steps=5, **settings)
 
         def backward(net: nn.Module = net) -> None:
             with torch.autocast("cpu", torch.bfloat16):
@@ -318,7 +320,7 @@ def test_the_trainer_unscales_once_an_update_and_follows_float32(
 ) -> None:
     settings: dict[str, Any] = {
         "switch": "fixed", "switch_at": "1", "max_grad_norm": clip, "gradient_accumulation_steps": accumulation,
-        "learning_rate": 0.01, "radius_beta_max": 0.1, "num_train_epochs": 1,
+        "learning_rate": 0.01, "radius_beta_max": 0.1, "num_train_epochs": 1, "perturb_every": 1,
     }  # fmt: skip
     scaled = make_scaled_trainer(tmp_path / "fp16", **settings)
     scaled.train()
@@ -334,7 +336,9 @@ def test_the_trainer_unscales_once_an_update_and_follows_float32(
 @pytest.mark.parametrize(("update", "number"), [(1, 1), (4, 1), (4, 2)])
 def test_the_trainer_skips_an_update_that_overflows(tmp_path: Path, update: int, number: int) -> None:
     watch = Watch(update, number)
-    settings = {"switch": "fixed", "switch_at": "3", "num_train_epochs": 1, "lr_scheduler_type": "linear"}
+    settings: dict[str, Any] = {
+        "switch": "fixed", "switch_at": "3", "perturb_every": 1, "num_train_epochs": 1, "lr_scheduler_type": "linear",
+    }  # fmt: skip
     trainer = watch.trainer = make_scaled_trainer(tmp_path, watch, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -365,8 +369,9 @@ def test_an_overflow_at_the_end_does_not_pretend_that_the_run_switched(tmp_path:
 
 def test_bf16_in_the_trainer_perturbs_by_the_radius(tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, bf16=True, max_steps=4, switch="fixed", switch_at="0", radius="constant", radius_beta_max=0.5
-    )
+        tmp_path, bf16=True, max_steps=4, switch="fixed", switch_at="0", perturb_every=1, radius="constant",
+        radius_beta_max=0.5,
+    )  # fmt: skip
     assert trainer.accelerator.native_amp
     trainer.train()
     assert all(entry["epsilon_norm"] == pytest.approx(0.5, rel=1e-5) for entry in training_logs(trainer))

@@ -7,14 +7,14 @@ from optimizer_for_tests import ALWAYS, assert_equal, loop, loss_of, make_batche
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
-from rts_hf import RTSPUGD
+from rts_hf import PAPER, RTSPUGD
 
 
 def test_frozen_parameters_and_missing_gradients() -> None:
     """A parameter without a first gradient is not perturbed; a gradient from either pass alone counts."""
     a, b, frozen = (nn.Parameter(torch.tensor([value], dtype=torch.float64)) for value in (1.0, 2.0, 3.0))
     frozen.requires_grad_(False)
-    settings = {**ALWAYS, "radius_beta_max": 1.0, "momentum": 0}
+    settings = {**PAPER, **ALWAYS, "radius_beta_max": 1.0, "momentum": 0}
     optimizer = RTSPUGD([{"params": []}, {"params": [a, b, frozen]}], lr=1.0, base="momentum", **settings)
     a.square().sum().backward()  # first pass reaches a alone
     with optimizer.perturbed():

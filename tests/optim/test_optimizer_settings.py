@@ -6,7 +6,7 @@ import pytest
 import torch
 from optimizer_for_tests import ALWAYS, SCHEDULES, loop, loss_of, make_batches, make_net
 
-from rts_hf import RTSPUGD, FixedSwitch, GradientVarianceSwitch
+from rts_hf import PAPER, RTSPUGD, FixedSwitch, GradientVarianceSwitch
 
 
 def test_no_warning_about_a_missing_second_gradient_where_every_lr_is_zero() -> None:
@@ -19,7 +19,7 @@ def test_no_warning_about_a_missing_second_gradient_where_every_lr_is_zero() -> 
 
 
 def test_repr_is_readable() -> None:
-    text = repr(RTSPUGD(make_net().parameters(), lr=0.1, **ALWAYS))
+    text = repr(RTSPUGD(make_net().parameters(), lr=0.1, **{**PAPER, **ALWAYS}))
     assert text.startswith("RTSPUGD(base=SGD, method='pugd', radius=AlphaSchedule(strategy='cosine_annealing'")
     assert "phase='pugd', step=0 of 20" in text
 
@@ -99,12 +99,16 @@ def test_stats_are_plain_numbers() -> None:
     ("settings", "error", "message"),
     [
         ({"radius": "linear"}, ValueError, "radius='linear' is unknown"),
-        ({"radius_beta_min": 3.0}, ValueError, "radius_beta_min=3.0 is greater than radius_beta_max=2.0"),
+        (
+            {"radius_beta_min": 3.0, "radius_beta_max": 2.0},
+            ValueError,
+            "radius_beta_min=3.0 is greater than radius_beta_max=2.0",
+        ),
         ({"scale": "inverse_sine_annealing"}, ValueError, "scale_beta_min=0.0 makes inverse_sine_annealing infinite"),
         ({"scale_beta_max": float("inf")}, ValueError, "scale_beta_max=inf"),
         ({"switch": "never"}, ValueError, "switch='never' is unknown"),
         ({"switch": "gradient_variance", "switch_window": 1}, ValueError, "switch_window=1"),
-        ({"switch_mu": 1.0}, ValueError, "switch_mu=1.0 is not a setting of switch='fixed'"),
+        ({"switch": "fixed", "switch_mu": 1.0}, ValueError, "switch_mu=1.0 is not a setting of switch='fixed'"),
         ({"perturb_every": 0}, ValueError, "perturb_every=0"),
         ({"total_steps": 0}, ValueError, "total_steps=0"),
         ({"total_steps": 1.5}, ValueError, "total_steps=1.5"),

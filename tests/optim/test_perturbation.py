@@ -196,7 +196,8 @@ def test_a_handful_of_operations_whatever_the_number_of_tensors(kind: str) -> No
     counts = {}
     for depth in (2, 40):
         net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(depth)))
-        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", switch=None, total_steps=9, **{kind: True})
+        settings = {"switch": None, "perturb_every": 1, "total_steps": 9, kind: True}
+        optimizer = RTSPUGD(net.parameters(), lr=0.1, base="momentum", **settings)
         for _ in range(3):
             net(torch.ones(2, 4)).square().mean().backward()
             with CountOperations() as counter, optimizer.perturbed():

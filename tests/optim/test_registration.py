@@ -43,6 +43,7 @@ def test_baselines_have_their_own_settings(opt: str, method: str, phase: str, al
     optimizer = create_optimizer_v2(nn.Linear(2, 2), opt=opt, lr=0.1)
     assert (optimizer.method, optimizer.phase) == (method, phase)
     assert (optimizer.radius_schedule(0.7), optimizer.scale_schedule(0.7)) == alphas
+    assert optimizer.settings()["perturb_every"] == 1
     changed = create_optimizer_v2(nn.Linear(2, 2), opt=opt, lr=0.1, radius_beta_max=0.2)
     assert changed.radius_schedule(0) == 0.2
 

@@ -23,6 +23,7 @@ SETTINGS = {
     "switch_window": 4,
     "switch_init_steps": 4,
     "switch_gamma": 1.5,  # fires soon
+    "perturb_every": 1,
     "total_steps": STEPS,
 }
 
@@ -310,6 +311,7 @@ def test_reading_the_device_happens_once_a_window() -> None:
 # ---- States that no optimizer saves ----
 
 VARIANCE = {"switch": "gradient_variance", "switch_window": 3, "switch_init_steps": 6, "total_steps": 20}
+COSINE = {**VARIANCE, "scale": "cosine_annealing"}
 GAP = {"switch": "generalization_gap", "total_steps": 20}
 
 
@@ -356,7 +358,7 @@ DAMAGE += [
 DAMAGE += [
     (VARIANCE, {"rts_radius_beta_min": 0.8}, "rts_radius_beta_min=0.8 is greater than rts_radius_beta_max=0.7"),
     (VARIANCE, {"rts_radius": 2}, "rts_radius_beta_min=0.0 makes inverse_sine_annealing infinite"),
-    (VARIANCE, {"rts_scale_beta_max": 1e30}, r"rts_scale_beta_max=1e\+30 lets cosine_annealing reach"),
+    (COSINE, {"rts_scale_beta_max": 1e30}, r"rts_scale_beta_max=1e\+30 lets cosine_annealing reach"),
     (VARIANCE, {"rts_pending_norms_0": "1"}, "rts_pending_norms holds '1'"),
     (VARIANCE, {"rts_pending_norms_length": 9}, "rts_pending_norms_3 is missing"),
     (VARIANCE, {"rts_state_norms_length": 2}, r"rts_state_norms=\[.*\] must be 3 with steps_seen=3"),

@@ -20,7 +20,7 @@ BASES = {"momentum": {"momentum": 0.9}, "sgd": {"momentum": 0.9}, "adamw": {}, "
 def made(base: str = "momentum", **settings: Any) -> tuple[nn.Module, RTSPUGD]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-    settings = {"switch": None, "total_steps": 8, "weight_decay": 0.1, **BASES[base], **settings}
+    settings = {"switch": None, "perturb_every": 1, "total_steps": 8, "weight_decay": 0.1, **BASES[base], **settings}
     return net, RTSPUGD(net.parameters(), lr=0.01, base=base, **settings)
 
 

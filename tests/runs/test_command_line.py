@@ -23,8 +23,9 @@ def test_a_file_gives_defaults_and_the_command_line_goes_before_it(tmp_path: Pat
 
 def test_the_command_line() -> None:
     model, data, training = parse_arguments(
-        ["--model", "resnet18", "--model_args", '{"drop_rate": 0.1}', "--image_size", "32", "--switch_at", "0.5",
-         "--output_dir", "out", "--no_same_dropout", "--bf16", "--use_cpu", "--report_to", "tensorboard"]
+        ["--model", "resnet18", "--model_args", '{"drop_rate": 0.1}', "--image_size", "32", "--switch", "fixed",
+         "--switch_at", "0.5", "--output_dir", "out", "--no_same_dropout", "--bf16", "--use_cpu", "--report_to",
+         "tensorboard"]
     )  # fmt: skip
     assert (model.model, model.model_args, data.image_size) == ("resnet18", {"drop_rate": 0.1}, 32)
     assert (training.switch_at, training.same_dropout, training.bf16) == (0.5, False, True)

@@ -12,8 +12,8 @@ from rts_hf.training.arguments import settings_of
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     words = [
         "--model", "resnet18", "--model_args", '{"drop_rate": 0.1}', "--dataset", "my data", "--radius", "constant",
-        "--switch_at", "0.5", "--no_same_dropout", "--report_to", "tensorboard", "--hub_token", "hf_secret",
-        "--max_eval_samples", "9", "--use_cpu", "--output_dir", str(tmp_path / "private"),
+        "--switch", "fixed", "--switch_at", "0.5", "--no_same_dropout", "--report_to", "tensorboard",
+        "--hub_token", "hf_secret", "--max_eval_samples", "9", "--use_cpu", "--output_dir", str(tmp_path / "private"),
     ]  # fmt: skip
     first = parse_arguments(words)
     command = command_line(*first)

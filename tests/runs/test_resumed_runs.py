@@ -112,10 +112,9 @@ def test_a_resumed_run_is_the_whole_one_and_a_finished_one_is_left_alone(
 def test_a_change_of_settings_is_told(interrupted: tuple[Path, dict, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(interrupted[0], folder)
-    changed = {"switch": "fixed", "switch_at": "0.6", "override_schedule": True, "resume_from_checkpoint": "last"}
-    changed["draw_figures"] = False
+    changed = {"switch_at": "0.6", "override_schedule": True, "resume_from_checkpoint": "last", "draw_figures": False}
     record = train(ModelArguments(model="test_resnet"), SMALL, settings(folder, **changed))
-    told = "Resumed with other settings at update 7: switch default → fixed, switch_at default → 0.6."
+    told = "Resumed with other settings at update 7: switch_at 0.5 → 0.6."
     assert told in record["warnings"]
     assert "Resumed with other settings at update 7" in (folder / "README.md").read_text()
 

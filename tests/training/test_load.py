@@ -17,7 +17,10 @@ from transformers import TrainerCallback
 from rts_hf import RTSPUGD
 
 UPDATES, WARM = 1000, 50
-SWITCH = {"switch": "gradient_variance", "switch_window": 10, "switch_init_steps": 100, "switch_gamma": 50.0}
+SWITCH = {
+    "switch": "gradient_variance", "switch_window": 10, "switch_init_steps": 100, "switch_gamma": 50.0,
+    "perturb_every": 1,
+}  # fmt: skip
 
 
 def usage() -> dict[str, int]:

@@ -40,12 +40,12 @@ def test_on_two_processes_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ACCUMULATED, ids=str)
 def test_after_the_switch_as_a_loop_by_hand(case: tuple[str, int, str]) -> None:
     loss, accumulation, labels = case
-    settings: dict[str, Any] = {"switch": "fixed", "switch_at": 0, "opt": "rts_pugd", "base": "momentum"}
+    settings: dict[str, Any] = {**rts_hf.PAPER, "switch_at": 0, "opt": "rts_pugd", "base": "momentum"}
     trainer = train(rts_hf.RTSTrainer, loss, accumulation, labels, **settings)
 
     model = make_model("test_vit").train()
     kinds = {"lr": 0.05, "weight_decay": 0.0, "base": "momentum", "momentum": 0.0}
-    optimizer = rts_hf.RTSPUGD(model.parameters(), switch=None, total_steps=2, **kinds)
+    optimizer = rts_hf.RTSPUGD(model.parameters(), total_steps=2, **{**rts_hf.PAPER, "switch_at": 0, **kinds})
     images: Any = (Soft if labels == "soft" else Images)(16)
     order = torch.cat([batch["index"] for batch in _order(trainer)])
     factor = 1.5 if loss in ("calls super", "does not") else 1.0

@@ -162,7 +162,7 @@ def test_older_checkpoints_go_only_once_the_new_one_is_whole(tmp_path: Path) -> 
 def test_resuming_with_other_settings_is_refused_unless_it_is_meant(tmp_path: Path, perturbed: str) -> None:
     changed = {**SAVING, "switch": "fixed", "switch_at": "0", "num_train_epochs": 3, "radius": "sine_heating"}
     changed["radius_beta_max"] = 0.5
-    with pytest.raises(ValueError, match=r"num_train_epochs 2 → 3, radius default → sine_heating.*override_schedule"):
+    with pytest.raises(ValueError, match=r"num_train_epochs 2 → 3, radius cosine_annealing → .*override_schedule"):
         make_trainer(tmp_path, **changed).train(resume_from_checkpoint=perturbed)
     trainer = make_trainer(tmp_path, override_schedule=True, **changed)
     trainer.train(resume_from_checkpoint=perturbed)
@@ -171,7 +171,7 @@ def test_resuming_with_other_settings_is_refused_unless_it_is_meant(tmp_path: Pa
     assert rts.stats()["step"] == rts.total_steps == 21
     assert training_logs(trainer)[-1]["alpha_r"] == 0.5
     assert trainer.changes == [
-        "update 4: num_train_epochs 2 → 3, radius default → sine_heating, radius_beta_max default → 0.5"
+        "update 4: num_train_epochs 2 → 3, radius cosine_annealing → sine_heating, radius_beta_max 2.0 → 0.5"
     ]
 
 

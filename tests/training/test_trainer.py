@@ -16,7 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rts_hf import FixedSwitch, RTSTrainer
 
-RTS = {"radius": "cosine_annealing", "radius_beta_max": 0.5, "scale": "sine_heating", "scale_beta_max": 0.7}
+RTS = {
+    "radius": "cosine_annealing", "radius_beta_max": 0.5, "scale": "sine_heating", "scale_beta_max": 0.7,
+    "perturb_every": 1,
+}  # fmt: skip
 
 
 def by_hand(

@@ -108,9 +108,8 @@ def test_equals_a_loop_by_hand(tmp_path: Path, fraction: float, accumulation: in
     trainer = trained(tmp_path, None, data, **{**ALWAYS, **IN_ORDER, **settings})
     batches = torch.arange(22).split(4)
     windows = [batches[start : start + accumulation] for start in range(0, 6, accumulation)]
-    optimizer = create_optimizer_v2(
-        model.timm_model, opt="rts_pugd", lr=0.05, weight_decay=5e-4, switch=FixedSwitch(1), **SHAPE
-    )
+    own = {"switch": FixedSwitch(1), "perturb_every": 1, **SHAPE}
+    optimizer = create_optimizer_v2(model.timm_model, opt="rts_pugd", lr=0.05, weight_decay=5e-4, **own)
     optimizer.total_steps = len(windows)
     model.train()
 
