@@ -9,7 +9,7 @@ from typing import Any
 
 import timm.optim
 
-from rts_hf.training.optimizers import TWO_PASS_FIELDS, is_two_pass, stepping_name
+from rts_hf.training.optimizers import TWO_PASS_FIELDS, bare_name, is_two_pass, stepping_name
 
 _UNSET = object()
 # An argument that is given otherwise than a recipe says it, and the recipe's settings that then have no sense.
@@ -93,7 +93,11 @@ class Recipe:
         """
         left_out = set(given)
         for name, others in _GIVE_WAY.items():
-            if name in given and given[name] != self.settings.get(name):
+            own = self.settings.get(name)
+            is_wrapped = (
+                name == "opt" and own is not None and bare_name(str(given.get(name))) == own
+            )  # lookahead_rts_pugd
+            if name in given and given[name] != own and not is_wrapped:
                 left_out.update(others)
         opt = given.get("opt", self.settings.get("opt"))
         if opt is not None and is_two_pass(opt) and "base" not in given:

@@ -149,6 +149,7 @@ def test_the_papers_recipe_is_the_papers_method() -> None:
     words = ["--recipe", "paper", "--dataset", "cifar10", "--max_steps", "9", "--output_dir", "out"]
     assert differs_in(*parse_arguments(words)) == []  # it says nothing of data and length
     assert differs_in(*parse_arguments([*words, "--perturb_every", "5"])) == ["perturb_every"]
+    assert differs_in(*parse_arguments([*words, "--opt", "lookahead_rts_pugd"])) == ["opt"]  # around the same method
     told = {name: value for name, value in PAPER.items() if "switch" not in name}
     for name in RECORDED:
         if RECIPES[name].settings["opt"] == "rts_pugd":
