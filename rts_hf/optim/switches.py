@@ -263,8 +263,13 @@ class GeneralizationGapSwitch(PhaseSwitch):
             return False
         return self.epochs_seen % self.every == 0 and self.gap > self.mu * self.base_gap
 
+    @property
+    def first_comparison(self) -> int:
+        """The epoch whose gap is the first to be compared."""
+        return (self.base_epochs // self.every + 1) * self.every
+
     def cannot_fire(self, *, total_steps: int | None = None, num_epochs: int | None = None) -> str | None:
-        first = (self.base_epochs // self.every + 1) * self.every
+        first = self.first_comparison
         if num_epochs is not None and num_epochs <= first:
             return (
                 f"{self!r} first compares after epoch {first}, but the run has {num_epochs} epochs; "
@@ -387,6 +392,9 @@ class StagedSwitch(GeneralizationGapSwitch):
 
     def perturbs_from(self, switched_at: int) -> int | None:
         return max(switched_at, self.grown_after) if self.grown else None
+
+    def cannot_fire(self, *, total_steps: int | None = None, num_epochs: int | None = None) -> str | None:
+        return None  # unit steps come at any rate
 
     def settings(self) -> dict[str, Any]:
         return {"unit_from": self.unit_from} | super().settings()

@@ -176,7 +176,7 @@ _RECIPES = (
                 "dataset": "digits",
                 "model": "resnet_micro_small",
                 "num_train_epochs": 30,
-                "learning_rate": 0.1,
+                "learning_rate": 0.2,
                 **_COMMON,
                 "opt": "rts_pugd",
                 **_radius("cosine_annealing", 0.0, 2.0),

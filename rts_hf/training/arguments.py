@@ -266,7 +266,7 @@ class RTSTrainingArguments(TrainingArguments):
     # The two defaults that differ from those of TrainingArguments
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Peak learning rate. Default: 0.1 for optimizers without betas, 0.001 for those with."},
+        metadata={"help": "Peak learning rate. Default: 0.2 for optimizers without betas, 0.001 for those with."},
     )
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A unit gradient needs no clipping."}
@@ -284,7 +284,7 @@ class RTSTrainingArguments(TrainingArguments):
         self._check_opt_args()
         if self.learning_rate is None:
             self.learning_rate = (
-                1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.1
+                1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.2
             )
         check_ranges(self)
         check_perturb_fraction(self.perturb_fraction, self.per_device_train_batch_size)

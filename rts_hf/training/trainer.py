@@ -23,6 +23,7 @@ from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.parallelism import check_accelerator, name_blocks
 from rts_hf.optim.registration import unwrap_optimizer
 from rts_hf.optim.second_pass import BufferSnapshot, Originals, RandomState, keep_buffers
+from rts_hf.optim.switches import StagedSwitch
 from rts_hf.training.arguments import RTSTrainingArguments
 from rts_hf.training.checkpoints import is_plain, reconcile
 from rts_hf.training.checks import check_without_metrics, refusals_explained
@@ -172,7 +173,8 @@ class RTSTrainer(ResumableTrainer):
         self.faults = FaultCounter(self.args.max_skipped_updates)
         with refusals_explained(self.args.torch_compile_backend if self.args.torch_compile else None):
             output = super().train(*args, **kwargs)
-        if self.two_pass_optimizer is not None and self.switched_at() is None:
+        rts = self.two_pass_optimizer
+        if rts is not None and self.switched_at() is None and rts.last_phase == "sgd":
             warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
         return output
 
@@ -201,10 +203,11 @@ class RTSTrainer(ResumableTrainer):
         if rts is None:
             return []
         if switched_at is None:
-            plain = f"this run was plain {self.args.base or 'sgd'} throughout"
-            if rts.switch_step is not None and rts.switch_step < rts.stats()["step"]:
-                plain = f"its steps were unit steps after update {rts.switch_step}, and none was perturbed"
-            return [f"The switch {rts.switch!r} never fired: {plain}."]
+            if rts.last_phase == "pugd" and isinstance(rts.switch, StagedSwitch):  # which has fired, for unit steps
+                heard, first = rts.switch.epochs_seen, rts.switch.first_comparison
+                told = f"{heard} evaluation{'' if heard == 1 else 's'}, and is first compared at number {first}"
+                return [f"The generalization gap was not compared: it had {told}."] if heard < first else []
+            return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
         if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
             return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]
         return []
