@@ -182,6 +182,7 @@ class TimedOptimizer(Optimizer):
             rts_gradient_evaluations=lead["rts_gradient_evaluations"] + gradient_evaluations,
         )
         self._look_at_switch()
+        self._warn_if_no_losses_came()
 
     def _read_norms(self) -> None:
         if self._unread_norms:
@@ -194,7 +195,6 @@ class TimedOptimizer(Optimizer):
         lead = self._lead
         if self.switch.observe_step(lead["rts_step"], self.total_steps) and lead["rts_switched_at"] < 0:
             self._set(rts_switched_at=lead["rts_step"])
-            self._warn_if_no_losses_came()
         self._set(**self._switch_entries())
 
     def _switch_entries(self) -> dict[str, Any]:
@@ -279,11 +279,12 @@ class TimedOptimizer(Optimizer):
             self._warn_once(f"This run will never perturb: {reason}")
 
     def _warn_if_no_losses_came(self) -> None:
-        """Warn where unit steps begin and nobody has told of a validation loss, which perturbing waits for."""
-        if isinstance(self.switch, StagedSwitch) and not self.switch.epochs_seen and self._lead["rts_step"]:
+        """Warn after the first unit step where nobody has told of a validation loss, which perturbing waits for."""
+        step, switched_at = self._lead["rts_step"], self._lead["rts_switched_at"]
+        if isinstance(self.switch, StagedSwitch) and step == switched_at + 1 > 1 and not self.switch.epochs_seen:
             self._warn_once(
-                f"no validation loss has come in {self._lead['rts_step']} steps, and without any no step will be "
-                "perturbed: call optimizer.observe_losses(train_loss, eval_loss) after each evaluation (RTSTrainer: "
+                f"no validation loss has come in {step} steps, and without any no step will be perturbed: call "
+                "optimizer.observe_losses(train_loss, eval_loss) after each evaluation (RTSTrainer: "
                 "eval_strategy='epoch' and one eval_dataset), or choose switch='fixed'."
             )
 

@@ -30,12 +30,10 @@ def pretending(accuracy: Callable[[float], float], seen: list[Cell]) -> Callable
 def test_the_best_of_a_grid_around_the_default_is_taken(tmp_path: Path) -> None:
     plan, seen = planned(tmp_path / "c", "sgd", "adamw"), list[Cell]()
     searches = search(plan, pretending(lambda rate: 0.9 - abs(rate - 0.03), seen), seeds=2)
-    assert [method.learning_rate for method in plan.methods] == [
-        0.03,
-        0.03,
-    ]  # adamw's grid grew to it
+    # of SGD's grid, around 0.2, that is the nearest; adamw's, around 0.001, grew to it
+    assert [method.learning_rate for method in plan.methods] == pytest.approx([0.02, 0.03])
     first = [cell.method.learning_rate for cell in seen if cell.method.label == "sgd"][:8]
-    assert sorted(set(first)) == pytest.approx([share * 0.1 for share in GRID])
+    assert sorted(set(first)) == pytest.approx([share * 0.2 for share in GRID])
     assert not searches[0].at_an_end
     assert {cell.seed for cell in seen} == {1000, 1001}
     assert len(seen) == sum(row["runs"] for each in searches for row in each.table())

@@ -167,7 +167,11 @@ def test_digits_is_the_default_run_whose_card_is_here() -> None:
         values = [settings[part], settings[f"{part}_beta_min"], settings[f"{part}_beta_max"]]
         assert values == list(optimizer[part].values())
     assert (settings["base"], settings["learning_rate"]) == (optimizer["base"], optimizer["learning_rate"])
-    assert (settings["switch"], float(settings["switch_at"])) == ("fixed", optimizer["switch"]["settings"]["at"])
+    told = {name.removeprefix("switch_"): value for name, value in settings.items() if name.startswith("switch_")}
+    assert (settings["switch"], {**told, "unit_from": float(told["unit_from"])}) == (
+        optimizer["switch"]["kind"],
+        optimizer["switch"]["settings"],
+    )
     assert settings["num_train_epochs"] == record["epochs"]
 
 

@@ -21,7 +21,7 @@ DEFAULTS = {
 }  # fmt: skip
 ALWAYS_TOLD = {
     "batchnorm_first_pass_only": True, "base": None, "draw_figures": True, "early_stopping_patience": None,
-    "eval_strategy": "epoch", "learning_rate": 0.1, "load_best_model_at_end": True, "logging_steps": 10,
+    "eval_strategy": "epoch", "learning_rate": 0.2, "load_best_model_at_end": True, "logging_steps": 10,
     "lr_scheduler_type": "cosine", "max_grad_norm": 0.0, "max_skipped_updates": 25, "measure_sharpness": None,
     "metric_for_best_model": "accuracy", "momentum": 0.9, "num_train_epochs": 30, "opt": "rts_pugd", "opt_args": None,
     "override_schedule": False, "per_device_eval_batch_size": 256, "per_device_train_batch_size": 64,
@@ -29,7 +29,8 @@ ALWAYS_TOLD = {
     "recipe": None, "remove_unused_columns": False, "report_to": [], "same_dropout": True, "save_strategy": "epoch",
     "save_total_limit": 2, "scale": None, "scale_beta_max": None, "scale_beta_min": None, "switch": None,
     "switch_at": None, "switch_base_epochs": None, "switch_every": None, "switch_gamma": None,
-    "switch_init_steps": None, "switch_mu": None, "switch_window": None, "sync_first_pass": True, "weight_decay": 5e-4,
+    "switch_init_steps": None, "switch_mu": None, "switch_unit_from": None, "switch_window": None,
+    "sync_first_pass": True, "weight_decay": 5e-4,
 }  # fmt: skip
 HELP = [
     "--num_train_epochs EPOCHS Passes over the training images. (default: 30)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -59,8 +58,7 @@ def test_main_job_leaves_a_complete_folder(main_job: tuple[Path, str, float]) ->
     folder = main_job[0]
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if "checkpoint-" not in str(path)}
     assert {"config.json", "model.safetensors", "trainer_state.json", "run.json", "README.md"} <= names
-    assert {f"figures/{name}.png" for name in ("history", "schedules", "sharpness")} <= names
-    assert {f"figures/{name}.svg" for name in ("history", "schedules", "sharpness")} <= names
+    assert {f"figures/{name}.{kind}" for name in ("history", "schedules") for kind in ("png", "svg")} <= names
 
 
 def test_the_record_tells_the_run(main_job: tuple[Path, str, float]) -> None:
@@ -73,16 +71,22 @@ def test_the_record_tells_the_run(main_job: tuple[Path, str, float]) -> None:
     assert record["arguments"]["training"]["num_train_epochs"] == 30
     assert set(record["versions"]) >= {"python", "torch", "timm", "transformers", "accelerate", "datasets", "rts_hf"}
     switch, updates = record["optimizer"]["switch"], record["updates"]
-    assert updates == record["optimizer"]["total_steps"] == 630
-    assert 0 < switch["step"] < updates
-    assert switch["epoch"] == pytest.approx(switch["step"] / 21, abs=1e-3)
-    perturbed = math.ceil((updates - switch["step"]) / record["optimizer"]["perturb_every"])
-    assert record["gradient_evaluations"] == updates + perturbed
+    assert updates == record["optimizer"]["total_steps"] == record["gradient_evaluations"] == 630
+    assert (switch["kind"], switch["unit_step"], switch["step"]) == ("staged", 315, None)  # the gap does not grow there
     log = json.loads((main_job[0] / "trainer_state.json").read_text())["log_history"]
-    assert min(entry["step"] for entry in log if "sharpness" in entry) > switch["step"]
-    assert all("sharpness" in entry for entry in log if entry.get("epsilon_norm", 0) > 0)
+    assert [entry["phase"] for entry in log if "phase" in entry] == [0] * 31 + [1] * 32
     best = max(entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry)
     assert record["metrics"]["validation"]["accuracy"] == best == record["best"]["value"]
+
+
+def test_a_record_tells_where_perturbing_began(tmp_path: Path) -> None:
+    record = train(ModelArguments(model="test_resnet"), SMALL, settings(tmp_path / "run", recipe="paper", max_steps=8))
+    switch, optimizer = record["optimizer"]["switch"], record["optimizer"]
+    assert (switch["step"], switch["unit_step"], optimizer["perturb_every"]) == (4, 4, 1)
+    assert switch["epoch"] == pytest.approx(4 / 8 * record["epochs"], abs=1e-3)
+    assert record["gradient_evaluations"] == 8 + 4
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "sharpness" in entry] == [6, 8]
 
 
 def test_the_console_shows_rows_and_a_closing_table(main_job: tuple[Path, str, float]) -> None:
@@ -91,7 +95,7 @@ def test_the_console_shows_rows_and_a_closing_table(main_job: tuple[Path, str, f
     assert len(re.findall(r"^ +\d+\.00 +\d\.\d{4}", output, re.M)) == 30
     for word in ("train", "validation", "test"):
         assert re.search(rf"^{word} +\d+ +\d\.\d{{4}} +\d\.\d{{4}}$", output, re.M)
-    assert re.search(r"^Switch +epoch \d+\.\d", output, re.M)
+    assert re.search(r"^Switch +unit steps after 315 updates, none perturbed: the generalization gap", output, re.M)
     assert "Warning" not in output
     assert output.rstrip().endswith("runs/digits-resnet_micro_small-rts_pugd")
 
@@ -125,7 +129,7 @@ def test_figures_and_card_are_made_again_from_the_folder_alone(
         shutil.copy(main_job[0] / name, tmp_path)
     draw_run_figures(tmp_path)
     write_card(tmp_path)
-    for name in ("figures/history.png", "figures/schedules.png", "figures/sharpness.png", "README.md"):
+    for name in ("figures/history.png", "figures/schedules.png", "README.md"):
         assert (tmp_path / name).read_bytes() == (main_job[0] / name).read_bytes()
 
 

@@ -17,7 +17,7 @@ def make(tmp_path: Path, **settings: Any) -> RTSTrainingArguments:
 
 def test_only_what_was_set_reaches_the_optimizer(tmp_path: Path) -> None:
     plain = make(tmp_path).optimizer_arguments()
-    assert plain == {"opt": "rts_pugd", "lr": 0.1, "weight_decay": 0.0, "momentum": 0.9}
+    assert plain == {"opt": "rts_pugd", "lr": 0.2, "weight_decay": 0.0, "momentum": 0.9}
     full = make(
         tmp_path, opt="rts_pugd", base="adamw", radius="sine_heating", radius_beta_min=0.1, radius_beta_max=0.4,
         scale="constant", scale_beta_max=0.5, switch="gradient_variance", switch_window=5, switch_init_steps=5,
@@ -46,7 +46,7 @@ def test_switch_at_is_a_step_or_a_share(tmp_path: Path, text: Any, value: float)
 
 @pytest.mark.parametrize(
     ("opt", "base", "rate"),
-    [("rts_pugd", None, 0.1), ("sgd", None, 0.1), ("adamw", None, 1e-3), ("sam", "adamw", 1e-3), ("lion", None, 1e-3)],
+    [("rts_pugd", None, 0.2), ("sgd", None, 0.2), ("adamw", None, 1e-3), ("sam", "adamw", 1e-3), ("lion", None, 1e-3)],
 )
 def test_learning_rate_follows_the_kind_of_optimizer(tmp_path: Path, opt: str, base: str | None, rate: float) -> None:
     assert make(tmp_path, opt=opt, base=base).learning_rate == rate

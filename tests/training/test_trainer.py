@@ -142,7 +142,7 @@ def test_a_staged_run_tells_unit_steps_from_perturbed_ones(tmp_path: Path) -> No
         trainer.train()
     assert (trainer.gradient_evaluations, trainer.remarks()) == (14, [])
     trainer = make_trainer(tmp_path / "deaf", **staged, **RTS)
-    with pytest.warns(UserWarning, match="no validation loss has come in 3 steps"):
+    with pytest.warns(UserWarning, match="no validation loss has come in 4 steps"):
         trainer.train()
 
 
