@@ -60,7 +60,7 @@ def write_evidence(folder: str | Path, readme: str | Path | None = None) -> list
 
 def summary(found: Sequence[Evidence]) -> str:
     """Return the table that the page begins with, in Markdown: a row a benchmark, both its budgets side by side."""
-    own = OWN if any(_row(each, OWN) for each in found) else PAPER
+    own = OWN if all(_row(each, OWN) for each in found) else PAPER
     most = max(len(each.benchmark.budgets) for each in found)
     heads = ["data", *["passes", "SGD, %", f"`{own}` − SGD"] * most]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
