@@ -21,6 +21,13 @@ from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run
 _KERNEL_DEVICES = {"cuda"}
 
 
+class _Default(str):
+    """A default that can be told from the same text given."""
+
+
+_DEFAULT_SWITCH = _Default("staged")
+
+
 class RTSPUGD(TimedOptimizer):
     """Radius-Timing-Scale on Perturbated Unit Gradient Descent, around any optimizer timm knows.
 
@@ -65,8 +72,8 @@ class RTSPUGD(TimedOptimizer):
         scale, scale_beta_min, scale_beta_max: Strategy and bounds of α_s.
         switch: ``staged``, ``gradient_variance``, ``generalization_gap``, ``fixed``, a :class:`PhaseSwitch`, or None to
             perturb from the first step; the settings of a named one are further keyword arguments with the prefix
-            ``switch_``, for instance ``switch_gamma=0.1``; ``switch_at`` alone stands for ``fixed``. The variance
-            switch reads its norms once a window, so the phase changes at multiples of the window.
+            ``switch_``, for instance ``switch_gamma=0.1``; without ``switch``, ``switch_at`` chooses
+            ``fixed``. The variance switch reads its norms once a window, so the phase changes at multiples of it.
         total_steps: Optimizer steps of the whole run, at least 1. None leaves the schedules at u = 0.
         perturb_every: Perturb one step in this many after the switch, at least 1; the steps between are
             unit-gradient steps on ``g``.
@@ -115,7 +122,7 @@ class RTSPUGD(TimedOptimizer):
         scale: str = "cosine_annealing",
         scale_beta_min: float = 0.0,
         scale_beta_max: float = 1.0,
-        switch: str | PhaseSwitch | None = "staged",
+        switch: str | PhaseSwitch | None = _DEFAULT_SWITCH,
         total_steps: int | None = None,
         perturb_every: int = 1,
         capturable: bool = False,
@@ -127,7 +134,7 @@ class RTSPUGD(TimedOptimizer):
         check_schedule("radius", radius, radius_beta_min, radius_beta_max)
         check_schedule("scale", scale, scale_beta_min, scale_beta_max)
         settings = {key: base_kwargs.pop(key) for key in list(base_kwargs) if key.startswith("switch_")}
-        if switch == "staged" and "switch_at" in settings:
+        if switch is _DEFAULT_SWITCH and "switch_at" in settings:
             switch = "fixed"
         ready_switch = create_switch(switch, {key.removeprefix("switch_"): value for key, value in settings.items()})
         Legal(1).check("perturb_every", perturb_every)
@@ -571,11 +578,12 @@ class RTSPUGD(TimedOptimizer):
         return len(grads) > 0 and not self._moves() and not global_norm(grads)
 
     def _warn_if_progress_is_unknown(self) -> None:
-        waits = self._lead.get("rts_switch_at", self._lead.get("rts_switch_unit_from", 0))
+        told = self.switch.settings()
+        waits = told.get("at", told.get("unit_from", 0))
         constant = self.radius_schedule.strategy == self.scale_schedule.strategy == "constant"
         if self.total_steps is None and (not constant or isinstance(waits, float)):
             self._warn_once(
                 "total_steps is unknown, so the schedules stand at their first value"
-                + (" and the switch, at a share of the run, never fires" if isinstance(waits, float) else "")
+                + (" and what begins at a share of the run never does" if isinstance(waits, float) else "")
                 + "; pass total_steps=..., or set optimizer.total_steps."
             )

@@ -373,28 +373,25 @@ class StagedSwitch(GeneralizationGapSwitch):
     def __init__(self, unit_from: int | float = 0.5, base_epochs: int = 3, every: int = 3, mu: float = 2.0) -> None:
         super().__init__(base_epochs, every, mu)
         self.unit_from = _step_or_share("unit_from", unit_from)
-        self._start = FixedSwitch(self.unit_from)
-        self._step = 0
+        self.step = 0  # optimizer steps done, of which the optimizer tells before it tells of losses
         self.grown = False
         self.grown_after = 0  # steps
 
     def observe_step(self, step: int, total_steps: int | None) -> bool:
         """Return whether ``unit_from`` is reached or the gap has grown."""
-        self._step = step
-        return self.fired or (self._start.observe_step(step, total_steps) and self._fire())
+        self.step = step
+        start = FixedSwitch(self.unit_from).start(total_steps)
+        return self.fired or (start is not None and step >= start and self._fire())
 
     def observe_losses(self, *, train_loss: float, eval_loss: float) -> bool:
         """Hear the losses of one more epoch and return whether the switch has fired."""
         if not self.grown and self._grows(train_loss, eval_loss):
-            self.grown, self.grown_after = True, self._step
+            self.grown, self.grown_after = True, self.step
             self._fire()
         return self.fired
 
     def perturbs_from(self, switched_at: int) -> int | None:
         return max(switched_at, self.grown_after) if self.grown else None
-
-    def cannot_fire(self, *, total_steps: int | None = None, num_epochs: int | None = None) -> str | None:
-        return None  # unit steps come at any rate
 
     def settings(self) -> dict[str, Any]:
         return {"unit_from": self.unit_from} | super().settings()

@@ -125,6 +125,8 @@ class TimedOptimizer(Optimizer):
     def observe_losses(self, train_loss: float, eval_loss: float) -> bool:
         """Feed one epoch's mean training and validation loss to the switch; return whether it has fired."""
         self._catch_up()
+        if isinstance(self.switch, StagedSwitch):
+            self.switch.step = self._lead["rts_step"]
         self.switch.observe_losses(train_loss=float(train_loss), eval_loss=float(eval_loss))
         self._look_at_switch()
         return self.switch.fired
@@ -193,7 +195,7 @@ class TimedOptimizer(Optimizer):
     def _look_at_switch(self) -> None:
         """Tell the switch the position, change the phase if it has fired, and put its state into the groups."""
         lead = self._lead
-        if self.switch.observe_step(lead["rts_step"], self.total_steps) and lead["rts_switched_at"] < 0:
+        if lead["rts_switched_at"] < 0 and self.switch.observe_step(lead["rts_step"], self.total_steps):
             self._set(rts_switched_at=lead["rts_step"])
         self._set(**self._switch_entries())
 
@@ -279,9 +281,11 @@ class TimedOptimizer(Optimizer):
             self._warn_once(f"This run will never perturb: {reason}")
 
     def _warn_if_no_losses_came(self) -> None:
-        """Warn after the first unit step where nobody has told of a validation loss, which perturbing waits for."""
+        """Warn in the second half of a run whose unit steps have begun, where nobody has told of a validation loss."""
         step, switched_at = self._lead["rts_step"], self._lead["rts_switched_at"]
-        if isinstance(self.switch, StagedSwitch) and step == switched_at + 1 > 1 and not self.switch.epochs_seen:
+        if not isinstance(self.switch, StagedSwitch) or self.switch.epochs_seen or switched_at < 0:
+            return
+        if step > max(switched_at, (self.total_steps or 0) / 2):
             self._warn_once(
                 f"no validation loss has come in {step} steps, and without any no step will be perturbed: call "
                 "optimizer.observe_losses(train_loss, eval_loss) after each evaluation (RTSTrainer: "

@@ -16,7 +16,18 @@ from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, progress_at
 from rts_hf.reports.comparison import section
 from rts_hf.reports.confusion import class_results, confusion_split, measured_split
 from rts_hf.reports.run_folder import COMPARISON_NAME, is_finite, perturbed_since, read_log, read_record, was_perturbed
-from rts_hf.reports.text import clean, code_block, counted, escaped, measured_share, number, share, spent, text
+from rts_hf.reports.text import (
+    clean,
+    code_block,
+    counted,
+    escaped,
+    measured_share,
+    number,
+    share,
+    spent,
+    text,
+    why_not_perturbed,
+)
 from rts_hf.training.faults import KINDS
 
 if TYPE_CHECKING:
@@ -163,6 +174,9 @@ def _facts(record: Mapping[str, Any], log: list[dict[str, Any]], folder: Path) -
         "package": text(_package(record) or ""),
         "never_switched": bool(optimizer.get("switch")) and not switched,
         "unit_from": _unit_from(optimizer.get("switch") or {}),
+        "why_not_perturbed": why_not_perturbed(optimizer["switch"])
+        if not switched and _unit_from(optimizer.get("switch") or {}) is not None
+        else None,
         "kept_before_switch": _kept_before_switch(record) if complete and switched else None,
         "stopped_early": complete and bool(total) and record["updates"] < total,
         **_results(record),

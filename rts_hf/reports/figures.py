@@ -183,7 +183,7 @@ class _Run:
         model, data = (_short(name) for name in names)
         title = f"{model} on {data}, {_short(self.optimizer.get('name'))}"
         if self.never_perturbed:
-            title += f": {'' if self.unit_step else 'never switched, '}no update was perturbed"
+            title += f": {'never switched, ' if self.unit_step is None else ''}no update was perturbed"
         elif self.switch_step == 0:
             title += ": perturbed from the first update on"
         return title
@@ -319,7 +319,8 @@ def _show_phases(axes: Axes, run: _Run, *, labelled: bool) -> None:
     """Shade the updates before the switch and mark the switch, on an axis of updates."""
     plain_end = run.updates if run.never_perturbed else run.switch_step
     if plain_end:
-        label = ("not perturbed" if run.unit_step else f"{run.base} phase: not perturbed") if labelled else None
+        who = "" if run.unit_step is not None else f"{run.base} phase: "
+        label = f"{who}not perturbed" if labelled else None
         axes.axvspan(0, plain_end, color=SHADE, zorder=0, linewidth=0, label=label)
     if run.switch_step:
         text = f"switch to {run.method}: update {run.switch_step}, epoch {run.switch_epoch:.3g}"
@@ -329,7 +330,7 @@ def _show_phases(axes: Axes, run: _Run, *, labelled: bool) -> None:
 
 def _mark_unit_steps(axes: Axes, run: _Run, width: float, *, labelled: bool = True) -> None:
     """Mark where unit steps began that were not perturbed, on an axis of that width."""
-    if run.unit_step:
+    if run.unit_step is not None:
         label = "unit steps begin" if labelled else None
         axes.axvline(run.unit_step / run.updates * width, color=INK, linewidth=1.2, linestyle=":", label=label)
 

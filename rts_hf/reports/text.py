@@ -64,6 +64,22 @@ def spent(record: Mapping[str, Any]) -> str:
     return f"perturbed {number(perturbed)} of {counted(updates, 'update')}, {counted(round(gradients), 'gradient')}"
 
 
+def why_not_perturbed(switch: Mapping[str, Any]) -> str:
+    """Return what became of the generalization gap in a staged run none of whose updates was perturbed.
+
+    Args:
+        switch: What ``run.json`` holds of it.
+    """
+    state, settings = switch["state"], switch["settings"]
+    if state["grown"]:
+        return "the generalization gap grew after the last update"
+    first = (settings["base_epochs"] // settings["every"] + 1) * settings["every"]
+    if state["epochs_seen"] < first:
+        heard = counted(state["epochs_seen"], "evaluation")
+        return f"the generalization gap was not compared, which needs {first} evaluations and had {heard}"
+    return "the generalization gap did not grow"
+
+
 def escaped(value: Any) -> Any:
     """Return a JSON value with every text in it, keys too, made safe for Markdown and HTML."""
     if isinstance(value, str):

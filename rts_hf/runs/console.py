@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from rts_hf.models.classifiers import plain_name
 from rts_hf.optim.registration import unwrap_optimizer
-from rts_hf.reports.text import spent
+from rts_hf.reports.text import spent, why_not_perturbed
 from rts_hf.training.faults import KINDS
 from rts_hf.training.temperon import NAME as TEMPERON
 
@@ -187,7 +187,7 @@ def _switch(record: Mapping[str, Any]) -> str:
     if switch["kind"] == "staged" and switch["unit_step"] is not None:
         begun = f"unit steps after {_count(switch['unit_step'], 'update')}, "
         if switch["step"] is None:
-            return f"{begun}none perturbed: the generalization gap did not grow"
+            return f"{begun}none perturbed: {why_not_perturbed(switch)}"
         return f"{begun}perturbed ones after {_count(switch['step'], 'update')}: the generalization gap grew"
     if switch["step"] is None:
         return f"never: {switch['kind']} ({settings}) did not fire, so this was plain {optimizer['base']} throughout"

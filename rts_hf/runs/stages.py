@@ -231,7 +231,7 @@ def fit(plan: Plan, folder: Folder, training: Training) -> str:
     try:
         with warnings.catch_warnings():
             # the closing table and the card say it too
-            warnings.filterwarnings("ignore", message=r"The switch .* never fired")
+            warnings.filterwarnings("ignore", message=r"The switch (.* never fired|had nothing to compare)")
             trainer.train(resume_from_checkpoint=folder.checkpoint)
     except (Exception, KeyboardInterrupt) as error:
         if ready.has_come:

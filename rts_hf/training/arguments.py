@@ -191,7 +191,7 @@ class RTSTrainingArguments(TrainingArguments):
     scale_beta_min: float | None = field(default=None, metadata={"help": "β_min of the scale."})
     scale_beta_max: float | None = field(default=None, metadata={"help": "β_max of the scale."})
     switch: str | None = field(
-        default=None, metadata={"help": "What starts the perturbed phase.", "choices": [*SWITCHES]}
+        default=None, metadata={"help": "What starts the perturbed phase. Default: staged.", "choices": [*SWITCHES]}
     )
     switch_window: int | None = field(default=None, metadata={"help": "gradient_variance: steps in a window."})
     switch_init_steps: int | None = field(
@@ -201,16 +201,18 @@ class RTSTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "gradient_variance: share of the initial variance below which it fires."}
     )
     switch_base_epochs: int | None = field(
-        default=None, metadata={"help": "generalization_gap: evaluations that give the base gap."}
+        default=None, metadata={"help": "generalization_gap, staged: evaluations that give the base gap."}
     )
     switch_every: int | None = field(
-        default=None, metadata={"help": "generalization_gap: evaluations between comparisons."}
+        default=None, metadata={"help": "generalization_gap, staged: evaluations between comparisons."}
     )
     switch_mu: float | None = field(
-        default=None, metadata={"help": "generalization_gap: multiple of the base gap above which it fires."}
+        default=None,
+        metadata={"help": "generalization_gap, staged: multiple of the base gap above which it fires."},
     )
     switch_at: str | None = field(
-        default=None, metadata={"help": "fixed: a step (e.g. 100), or a share of the run (e.g. 0.8; 1.0 is never)."}
+        default=None,
+        metadata={"help": "fixed, which it chooses: a step (e.g. 100), or a share of the run (e.g. 0.8)."},
     )
     switch_unit_from: str | None = field(
         default=None, metadata={"help": "staged: unit steps from this step, or share of the run, on (e.g. 0.5)."}

@@ -174,8 +174,9 @@ class RTSTrainer(ResumableTrainer):
         with refusals_explained(self.args.torch_compile_backend if self.args.torch_compile else None):
             output = super().train(*args, **kwargs)
         rts = self.two_pass_optimizer
-        if rts is not None and self.switched_at() is None and rts.last_phase == "sgd":
-            warnings.warn(self.remarks()[0], UserWarning, stacklevel=2)
+        if rts is not None and self.switched_at() is None:
+            for remark in self.remarks():
+                warnings.warn(remark, UserWarning, stacklevel=2)
         return output
 
     @property
@@ -205,8 +206,10 @@ class RTSTrainer(ResumableTrainer):
         if switched_at is None:
             if rts.last_phase == "pugd" and isinstance(rts.switch, StagedSwitch):  # which has fired, for unit steps
                 heard, first = rts.switch.epochs_seen, rts.switch.first_comparison
-                told = f"{heard} evaluation{'' if heard == 1 else 's'}, and is first compared at number {first}"
-                return [f"The generalization gap was not compared: it had {told}."] if heard < first else []
+                told = f"{heard} evaluation{'' if heard == 1 else 's'}, and {first} are needed"
+                return (
+                    [f"The switch had nothing to compare, so no update was perturbed: {told}."] if heard < first else []
+                )
             return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
         if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
             return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]

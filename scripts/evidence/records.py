@@ -169,14 +169,19 @@ def keep(comparison_dir: str | Path, target: str | Path) -> None:
         _join(folder, {row["method"] for row in runs.values()}, kept, tables)
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        write_text(folder / name, to_csv(rows, list(rows[0])) if rows else to_csv([], HISTORIES))
+        if rows or name == "histories.csv":
+            write_text(folder / name, to_csv(rows, list(rows[0]) if rows else HISTORIES))
     write_text(folder / COMPARISON_NAME, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
 
 
 def _join(folder: Path, made: set[str], kept: dict[str, Any], tables: dict[str, list[dict[str, str]]]) -> None:
     """Add what records hold of other methods than were ``made`` to the facts and tables of those."""
     known = read_json_object(folder / COMPARISON_NAME)
-    old = {name: [row for row in _read(folder / name) if row["method"] not in made] for name in tables}
+    tables.setdefault("trials.csv", [])  # which a comparison without tuning does not have
+    old = {
+        name: [row for row in _read(folder / name) if row["method"] not in made] if (folder / name).is_file() else []
+        for name in tables
+    }
     if not old["results.csv"]:
         return
     for name in ("model", "data", "gradient_evaluations", "words"):

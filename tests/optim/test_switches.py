@@ -137,8 +137,16 @@ class TestStaged:
         assert self.run(switch, {1: 0.1, 3: 0.3}) == [(False, False)] * 3 + [(True, True)] * 5
 
     def test_horizon(self) -> None:
-        assert StagedSwitch().cannot_fire(total_steps=1, num_epochs=1) is None
+        assert "6 epochs" in (StagedSwitch().cannot_fire(num_epochs=6) or "")
+        assert StagedSwitch().cannot_fire(total_steps=1) is None
         assert not StagedSwitch(0.5).observe_step(9, None)
+
+    def test_an_earlier_state_is_an_earlier_state(self) -> None:
+        switch = StagedSwitch(unit_from=4)
+        early = switch.state_dict()
+        assert switch.observe_step(5, 8)
+        switch.load_state_dict(early)
+        assert not switch.observe_step(3, 8)
 
     @pytest.mark.parametrize("damage", [{"grown": True}, {"grown_after": 2}, {"fired": True, "grown_after": 2}])
     def test_a_state_that_cannot_be_is_refused(self, damage: dict[str, float]) -> None:

@@ -115,12 +115,11 @@ def test_unit_steps_that_were_not_perturbed_are_told(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", "never_switched")
     change(folder, "optimizer.switch.kind", "staged")
     change(folder, "optimizer.switch.unit_step", 200)
-    change(folder, "optimizer.switch.settings", {"mu": 2.0})
-    change(folder, "optimizer.switch.state", {"base_sum": 0.06, "base_count": 3, "gap": 0.03})
+    change(folder, "optimizer.switch.settings", {"base_epochs": 3, "every": 3, "mu": 2.0})
+    state = {"base_sum": 0.06, "base_count": 3, "gap": 0.03, "grown": False, "epochs_seen": 7}
+    change(folder, "optimizer.switch.state", state)
     card = render_card(folder)
-    assert (
-        "perturbed.** The gap between validation and training loss did not grow; after update 200\n> sgd took" in card
-    )
+    assert "perturbed.** After update 200 sgd took unit steps;\n> the generalization gap did not grow." in card
     assert "was a plain update of sgd, after update 200 with g / ‖g‖ in place of g." in card
     assert "Δ = 0.03; it has grown above μ·Δ_base = 2 · 0.02 = 0.04." in card
     folder = write_run_folder(tmp_path / "other")  # which perturbs after update 120

@@ -28,6 +28,11 @@ RECORD = {
 }
 
 
+STAGED = {
+    "kind": "staged", "settings": {"base_epochs": 3, "every": 3}, "step": None, "epoch": None, "unit_step": 315,
+}  # fmt: skip
+
+
 def test_summary() -> None:
     text = summary(RECORD, "runs/mine")
     assert "train           1293    0.1000    0.9750" in text
@@ -56,8 +61,16 @@ def test_gradient_evaluations_are_read_whole() -> None:
             "never: fixed (at 0.8) did not fire, so this was plain sgd throughout",
         ),
         (
-            {"kind": "staged", "settings": {}, "step": None, "epoch": None, "unit_step": 315},
+            {**STAGED, "state": {"grown": False, "epochs_seen": 6}},
             "unit steps after 315 updates, none perturbed: the generalization gap did not grow",
+        ),
+        (
+            {**STAGED, "state": {"grown": False, "epochs_seen": 1}},
+            "none perturbed: the generalization gap was not compared, which needs 6 evaluations and had 1 evaluation",
+        ),
+        (
+            {**STAGED, "state": {"grown": True, "epochs_seen": 6}},
+            "none perturbed: the generalization gap grew after the last update",
         ),
         (
             {"kind": "staged", "settings": {}, "step": 504, "epoch": 24.0, "unit_step": 315},

@@ -141,8 +141,15 @@ def test_a_staged_run_tells_unit_steps_from_perturbed_ones(tmp_path: Path) -> No
         warnings.simplefilter("error")  # that the gap does not grow is no fault
         trainer.train()
     assert (trainer.gradient_evaluations, trainer.remarks()) == (14, [])
+    few = {**staged, "switch_base_epochs": 9}
+    trainer = make_trainer(tmp_path / "few", **few, eval_strategy="epoch", **RTS)
+    with pytest.warns(UserWarning, match="will never perturb: StagedSwitch.* first compares after epoch 10"):
+        trainer.train()
+    assert trainer.remarks() == [
+        "The switch had nothing to compare, so no update was perturbed: 2 evaluations, and 10 are needed."
+    ]
     trainer = make_trainer(tmp_path / "deaf", **staged, **RTS)
-    with pytest.warns(UserWarning, match="no validation loss has come in 4 steps"):
+    with pytest.warns(UserWarning, match="no validation loss has come in 8 steps"):
         trainer.train()
 
 
