@@ -104,7 +104,7 @@ def results(found: Sequence[Evidence]) -> str:
     means = [_mean_differences(found, name) for name in others]
     cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
     differences.append(f"| mean | | {' | '.join(cells)} |")
-    kept = {each.name for each in found}
+    kept = {each.name for each in found if _row(each, OWN)}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget in names() if name not in kept]
     lines = [
         "",
@@ -129,7 +129,7 @@ def results(found: Sequence[Evidence]) -> str:
         *[f"- {told}" for told in [*verdict(found), *standing(found)]],
         "",
         *_devices_told({each.told: each.comparison for each in found}),
-        *([f"Not measured yet: {', '.join(missing)}.", ""] if missing else []),
+        *([f"{OWN} is not measured yet on {', '.join(missing)}.", ""] if missing else []),
         "| | the paper's claim | the authors' records, at equal epochs | measured here, at equal gradients |",
         "| --- | --- | --- | --- |",
         f"| over plain PUGD | +3.2 % on average | {RECORDED[0]} | {_range(found, PAPER, 'pugd')} |",
