@@ -526,11 +526,11 @@ class RTSPUGD(TimedOptimizer):
             RuntimeError: If a graph is captured before it can be.
         """
         is_capturing = capture.is_capturing()
-        if is_capturing and (not self.capturable or self._position is None or self.phase == "sgd"):
+        if is_capturing and (not self.capturable or self._position is None or self.perturbs_from is None):
             raise RuntimeError(
                 f"a CUDA graph is captured with capturable={self.capturable}, phase={self.phase!r} and "
-                f"step={self._lead['rts_step']}: construct RTSPUGD with capturable=True, and capture after the switch "
-                "and after at least one update that was not captured."
+                f"step={self._lead['rts_step']}: construct RTSPUGD with capturable=True, and capture once it perturbs, "
+                "after at least one update that was not captured."
             )
         if not self.capturable or not params:
             return None

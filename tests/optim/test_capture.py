@@ -241,7 +241,7 @@ def test_a_capture_too_early_is_refused(updates: int, capturable: bool, monkeypa
     for _ in range(updates):
         loop.update()
     before = loop.weights()
-    with Recording().capture(monkeypatch), pytest.raises(RuntimeError, match="capture after the switch"):
+    with Recording().capture(monkeypatch), pytest.raises(RuntimeError, match="capture once it perturbs"):
         loop.update()
     assert torch.equal(loop.weights(), before)
 

@@ -91,6 +91,23 @@ def test_a_search_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Mon
     assert "2 runs missing" in page([run for run in again if run.seed == searching.FIRST_SEED or run.setting == "sgd"])
 
 
+def test_the_last_rung_measures_the_best_two_rates_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, rates = next(each for each in searching.BENCHMARKS if each.name == "digits_few"), (0.1, 0.2, 0.4)
+    before = Rung({"short": 1}, {"short": rates}, 1)
+    last = Rung({"short": 2}, {"short": rates}, 1, narrows=True)
+    monkeypatch.setattr(searching, "BENCHMARKS", (few,))
+    monkeypatch.setattr(searching, "RUNGS", (before, last))
+    found = {"sgd": (0.9, 0.8, 0.7), "plain": (0.7, 0.8, 0.9)}
+    runs = [
+        Run(name, few.name, few.passes[1], rate, searching.FIRST_SEED, 10, 10, 10, accuracy, 0.5, 1.0)
+        for name, accuracies in found.items()
+        for rate, accuracy in zip(rates, accuracies, strict=True)
+    ]
+    wanted = [task.key for task in searching._tasks(last, ["plain"], runs)]
+    assert {(key[0], key[3]) for key in wanted} == {("sgd", 0.1), ("sgd", 0.2), ("plain", 0.2), ("plain", 0.4)}
+    assert len(wanted) == 2 * 2 * 2  # with both seeds
+
+
 def test_its_optimizer_is_the_package_s_where_nothing_varies(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(setting: Setting) -> Any:
         monkeypatch.setattr(searching, "SETTINGS", {setting.label: setting})
