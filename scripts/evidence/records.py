@@ -200,7 +200,7 @@ def _join(folder: Path, made: set[str], kept: dict[str, Any], tables: dict[str, 
         joined = sorted([*old[name], *rows], key=lambda row: order.get(row["method"], len(order)))
         columns = dict.fromkeys(column for row in joined for column in row)
         tables[name] = [{column: row.get(column, "") for column in columns} for row in joined]
-    kept["reference"] = known["reference"]
+    kept |= {"reference": known["reference"], "words": known["words"]}
     for kind, devices in kept["devices"].items():
         kept["devices"][kind] = sorted({*devices, *known.get("devices", {}).get(kind, ["cpu"])})
     if kept["tuning"] and known["tuning"]:

@@ -192,6 +192,7 @@ def test_what_the_evidence_measured_is_a_recipe(found: Evidence, tmp_path: Path)
     mean, _, low, _ = row["test_accuracy"]
     assert recipe.measured == Measured(round(mean, 4), seeds=tuple(range(row["seeds"])), interval=round(mean - low, 4))
     means = {each["method"]: each["test_accuracy"][0] for each in found.comparison["methods"]}
+    means.pop("rts_pugd", None)  # the six are those that were measured when the paper's method was the default
     best = max(means, key=lambda name: (means[name], name == "paper"))
     known = {"paper": "; no method of six had more than this recipe's.", "sgd": ", the most of six methods."}
     told = known.get(best, f", and {best} {means[best]:.4f}, the most of six methods.")
