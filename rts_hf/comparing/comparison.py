@@ -133,6 +133,11 @@ class Comparison:
         or after five pilots; the closest one counts. The first seed's comes first, and the others' begin with its
         length. When the switch fires depends on the learning rate, so a call after one was chosen settles the lengths
         for it.
+
+        Args:
+            run: Makes the runs it is given; those of all methods and seeds side by side. What waits for one that it has
+                not made is left open.
+            every_seed: Whether each seed's length is settled, and not the first's only, which then counts for all.
         """
         for seeds in (self.seeds[:1], self.seeds[1:] if every_seed else ()):
             self._settle(run, seeds)

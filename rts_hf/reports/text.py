@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from rts_hf.optim.switches import StagedSwitch
 from rts_hf.reports.run_folder import is_finite
 from rts_hf.training.window import share_taken
 
@@ -70,10 +71,10 @@ def why_not_perturbed(switch: Mapping[str, Any]) -> str:
     Args:
         switch: What ``run.json`` holds of it.
     """
-    state, settings = switch["state"], switch["settings"]
+    state = switch["state"]
     if state["grown"]:
         return "the generalization gap grew after the last update"
-    first = (settings["base_epochs"] // settings["every"] + 1) * settings["every"]
+    first = StagedSwitch(**switch["settings"]).first_comparison
     if state["epochs_seen"] < first:
         heard = counted(state["epochs_seen"], "evaluation")
         return f"the generalization gap was not compared, which needs {first} evaluations and had {heard}"

@@ -207,9 +207,8 @@ class RTSTrainer(ResumableTrainer):
             if rts.last_phase == "pugd" and isinstance(rts.switch, StagedSwitch):  # which has fired, for unit steps
                 heard, first = rts.switch.epochs_seen, rts.switch.first_comparison
                 told = f"{heard} evaluation{'' if heard == 1 else 's'}, and {first} are needed"
-                return (
-                    [f"The switch had nothing to compare, so no update was perturbed: {told}."] if heard < first else []
-                )
+                remark = f"The switch had nothing to compare, so no update was perturbed: {told}."
+                return [remark] if heard < first else []
             return [f"The switch {rts.switch!r} never fired: this run was plain {self.args.base or 'sgd'} throughout."]
         if self.args.load_best_model_at_end and best is not None and best <= switched_at > 0:
             return [f"The weights kept are those of update {best}, before the switch: no perturbed update shaped them."]
