@@ -7,6 +7,7 @@ from typing import Any
 
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments, settings_of
+from rts_hf.training.optimizers import default_learning_rate
 
 # Arguments of transformers' Trainer that do nothing in a run, and why
 _WITHOUT_EFFECT = {
@@ -65,6 +66,13 @@ def check_effects(args: RTSTrainingArguments) -> None:
         value = args.given.get(name)
         if value is not None and value is not False:
             raise ValueError(f"{name}={value!r} cannot be set: {reason}; leave it out.")
+
+
+def fit_learning_rate(model_args: ModelArguments, args: RTSTrainingArguments) -> None:
+    """Lower a learning rate that was not given to what trained weights can take, where a run starts from such."""
+    is_default = "learning_rate" not in args.given and args.learning_rate == default_learning_rate(args.opt, args.base)
+    if is_default and (model_args.pretrained or model_args.checkpoint is not None):
+        args.learning_rate = default_learning_rate(args.opt, args.base, is_trained=True)
 
 
 def changed_settings(args: RTSTrainingArguments) -> dict[str, Any]:

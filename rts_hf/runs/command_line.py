@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from rts_hf.recipes.recorded import find_recipe, recipes_table
-from rts_hf.runs.arguments import CommandArguments
+from rts_hf.runs.arguments import CommandArguments, fit_learning_rate
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments
 
 _READERS: dict[str, Callable[[str], Any]] = {".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
@@ -93,6 +93,7 @@ def parse_arguments(
     )
     _refuse_unknown(parser, [word for word in unknown if word.startswith("--")] or unknown, "argument")
     model_args, data_args, training_args = parsed
+    fit_learning_rate(model_args, training_args)
     return model_args, data_args, training_args
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rts_hf.publishing.hub import check_access, check_name
 from rts_hf.recipes.recorded import find_recipe
-from rts_hf.runs.arguments import check_effects
+from rts_hf.runs.arguments import check_effects, fit_learning_rate
 from rts_hf.runs.folder import TRAINERS_DEFAULT, choose_folder, on_main_process
 from rts_hf.training.arguments import (
     DataArguments,
@@ -65,6 +65,7 @@ def make_plan(
     """
     started = time.monotonic()
     check_command(training_args)
+    fit_learning_rate(model_args, training_args)
     choose_folder(training_args, f"{data_args.dataset}-{model_args.model}-{training_args.opt}")
     _check_starting_weights(model_args, training_args)
     return Plan(model_args, data_args, training_args, measure_test, _repository(training_args), started)

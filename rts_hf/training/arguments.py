@@ -24,7 +24,14 @@ from rts_hf.training.checks import (
     check_scheduler,
     check_together,
 )
-from rts_hf.training.optimizers import RTS_FIELDS, check_optimizer_name, is_two_pass, stepping_name, timm_name
+from rts_hf.training.optimizers import (
+    RTS_FIELDS,
+    check_optimizer_name,
+    default_learning_rate,
+    is_two_pass,
+    stepping_name,
+    timm_name,
+)
 from rts_hf.training.window import check_perturb_fraction
 
 DEFAULT_MODEL = "resnet_micro_small"
@@ -268,7 +275,10 @@ class RTSTrainingArguments(TrainingArguments):
     # The two defaults that differ from those of TrainingArguments
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Peak learning rate. Default: 0.2 for optimizers without betas, 0.001 for those with."},
+        metadata={
+            "help": "Peak learning rate. Default: 0.2 for optimizers without betas, 0.001 for those with; the training "
+            "command takes a twentieth of it from pretrained weights or a checkpoint."
+        },
     )
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A unit gradient needs no clipping."}
@@ -285,9 +295,7 @@ class RTSTrainingArguments(TrainingArguments):
         check_optimizer_name(self)
         self._check_opt_args()
         if self.learning_rate is None:
-            self.learning_rate = (
-                1e-3 if timm.optim.get_optimizer_info(stepping_name(self.opt, self.base)).has_betas else 0.2
-            )
+            self.learning_rate = default_learning_rate(self.opt, self.base)
         check_ranges(self)
         check_perturb_fraction(self.perturb_fraction, self.per_device_train_batch_size)
         check_best_model(self)

@@ -42,6 +42,16 @@ def stepping_name(opt: str, base: str | None) -> str:
     return (base or "sgd" if is_two_pass(opt) else bare_name(opt)).lower().split("_")[-1]
 
 
+def default_learning_rate(opt: str, base: str | None, *, is_trained: bool = False) -> float:
+    """Return the peak learning rate of a run that names none; trained weights are moved a twentieth as fast.
+
+    >>> default_learning_rate("rts_pugd", None), default_learning_rate("rts_pugd", None, is_trained=True)
+    (0.2, 0.01)
+    """
+    fresh = 1e-3 if timm.optim.get_optimizer_info(stepping_name(opt, base)).has_betas else 0.2
+    return fresh / 20 if is_trained else fresh
+
+
 def timm_name(opt: str) -> str:
     """Return the name that timm's registry knows an optimizer of the training command by."""
     return OPTIMIZER_NAMES.get(opt, opt)

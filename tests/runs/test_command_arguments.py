@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from runs_for_tests import SMALL
 
-from rts_hf import CommandArguments, ModelArguments, RTSTrainingArguments, recipe_arguments, train
+from rts_hf import CommandArguments, DataArguments, ModelArguments, RTSTrainingArguments, recipe_arguments, train
+from rts_hf.runs.arguments import fit_learning_rate
 from rts_hf.runs.command_line import parse_arguments
+from rts_hf.runs.plan import make_plan
 from rts_hf.training.arguments import settings_of
 
 # Written down: a run that is repeated or resumed must find them as they were.
@@ -63,6 +65,26 @@ def test_a_record_tells_them_all(make: Any) -> None:
     assert arguments.ddp_find_unused_parameters is False
 
 
+@pytest.mark.parametrize(("words", "rate"), [
+    (["--pretrained"], 0.01), (["--checkpoint", "weights.safetensors"], 0.01), (["--opt", "sgd", "--pretrained"], 0.01),
+    (["--base", "adamw", "--pretrained"], 5e-5), (["--pretrained", "--learning_rate", "0.2"], 0.2), ([], 0.2),
+])  # fmt: skip
+def test_trained_weights_are_moved_more_slowly(words: list[str], rate: float) -> None:
+    arguments = parse_arguments([*words, "--output_dir", "out"])
+    assert arguments[2].learning_rate == rate
+    fit_learning_rate(arguments[0], arguments[2])  # a second time, as a run does
+    assert arguments[2].learning_rate == rate
+
+
+def test_a_learning_rate_that_was_set_afterwards_stays(tmp_path: Path) -> None:
+    arguments = CommandArguments(output_dir=str(tmp_path / "run"))
+    make_plan(ModelArguments(pretrained=True), DataArguments(), arguments, measure_test=True)
+    assert arguments.learning_rate == 0.01
+    arguments.learning_rate = 0.05
+    make_plan(ModelArguments(pretrained=True), DataArguments(), arguments, measure_test=True)
+    assert arguments.learning_rate == 0.05
+
+
 def test_a_recipe_fills_in_the_commands_arguments() -> None:
     arguments = recipe_arguments("digits", output_dir="out", num_train_epochs=2)[2]
     assert isinstance(arguments, CommandArguments)
@@ -109,7 +131,7 @@ def test_a_run_with_transformers_defaults_keeps_its_last_weights(tmp_path: Path)
     )  # fmt: skip
     record = train(ModelArguments(model="test_resnet"), SMALL, arguments)
     assert (record["status"], record["best"], record["updates"]) == ("complete", None, 15)
-    assert all(0 <= record["metrics"][split]["accuracy"] <= 1 for split in ("train", "validation", "test"))
+    assert all(0 <= record["metrics"][split]["accuracy"] <= 1 for split in ("validation", "test"))
     told = record["arguments"]["training"]
     assert told.keys() == {*ALWAYS_TOLD, "use_cpu", "disable_tqdm"}
     assert (told["eval_strategy"], told["weight_decay"], told["per_device_train_batch_size"]) == ("no", 0.0, 8)
