@@ -129,16 +129,23 @@ def test_an_ablation_is_held_against_the_whole_default() -> None:
     few, whole = ablation.BENCHMARKS[1], ABLATIONS[DEFAULT]
     values = {whole: (0.8, 0.9), SGD: (0.7, 0.7), ABLATIONS["unit step"]: (0.8, 0.86)}
     runs = [
-        Run(setting, *benchmark, rate, seed, 10, 10, 10, each - (rate == 0.4) / 10, 0.5, 1.0)
+        Run(setting, *benchmark, 0.1, seed, 10, 10, 10, each, 0.5, 1.0)
         for setting, accuracy in values.items()
         for benchmark in ablation.BENCHMARKS
-        for rate in (0.1, 0.4)
-        for seed, each in enumerate(accuracy)
+        for seed, each in zip((ablation.CHOOSING, *ablation.SEEDS), (0.6, *accuracy), strict=False)
     ]
+    runs += [run._replace(learning_rate=0.4, accuracy=0.5) for run in runs if run.seed == ablation.CHOOSING]
     lines = ablation.table(runs).splitlines()
-    assert "| nothing | 85.00 % | 85.00 % | 85.00 % |" in lines  # at the better of its rates
+    assert "| nothing | 85.00 % | 85.00 % | 85.00 % |" in lines  # without the seed that chose the rate
     assert "| plain SGD | -15.00 ± 5.00 | -15.00 ± 5.00 | -15.00 ± 5.00 |" in lines
     assert "| unit step | -2.00 ± 2.00 | -2.00 ± 2.00 | -2.00 ± 2.00 |" in lines
     assert len(lines) == 2 + 2 + 3 + 1 + 0  # and no other variant, which has no runs
-    left = {(task.setting, task.seed) for task in ablation.tasks([]) if task[1:3] == few}
-    assert left == {(setting, seed) for setting in (SGD, *ABLATIONS.values()) for seed in ablation.SEEDS}
+    left = ablation.tasks([])
+    assert {(task.setting, task.learning_rate, task.seed) for task in left if task[1:3] == few} == {
+        (setting, rate, ablation.CHOOSING) for setting in (SGD, *ABLATIONS.values()) for rate in ablation.RATES
+    }
+    made = [Run(*task[:5], 8, 10, 10, 1 - task.learning_rate, 0.5, 1.0) for task in left]
+    assert {(*task[1:3], task[3], task[5]) for task in ablation.tasks(made)} == {
+        (*benchmark, 0.1, 0.8) for benchmark in ablation.BENCHMARKS
+    }
+    assert len(ablation.tasks(made)) == len(left) / len(ablation.RATES) * len(ablation.SEEDS)
