@@ -60,9 +60,8 @@ def write_evidence(folder: str | Path, readme: str | Path | None = None) -> list
 
 def summary(found: Sequence[Evidence]) -> str:
     """Return the table that the page begins with, in Markdown: a row a benchmark, both its budgets side by side."""
-    own = OWN if all(_row(each, OWN) for each in found) else PAPER
     most = max(len(each.benchmark.budgets) for each in found)
-    heads = ["data", *["passes", "SGD, %", f"`{own}` − SGD"] * most]
+    heads = ["data", *["passes", "SGD, %", f"`{OWN}` − SGD"] * most]
     lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for benchmark in dict.fromkeys(each.benchmark for each in found):
         cells = [f"`{benchmark.name}`"]
@@ -72,7 +71,7 @@ def summary(found: Sequence[Evidence]) -> str:
             cells += [
                 str(budget),
                 "–" if sgd is None else f"{100 * sgd['test_accuracy'][0]:.2f}",
-                difference(None if each is None else paired(each, "sgd", own)),
+                difference(None if each is None else paired(each, "sgd")),
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(["", "", *lines, "", ""])
