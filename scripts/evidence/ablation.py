@@ -5,7 +5,7 @@ python scripts/evidence/ablation.py --jobs 2     # goes on where the committed r
 python scripts/evidence/ablation.py --page       # only the page's table, from the records
 
 Three of the search's benchmarks, seeds of its own, equal gradients, final weights. One seed chooses each variant's
-learning rate on each benchmark, of three, and the other seeds measure it there. The test split is never read.
+learning rate on each benchmark, of three, and two others measure it there. The test split is never read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rts_hf.files import replace_part  # noqa: E402
 
 RECORDS = ROOT / "model_cards" / "evidence" / "ablation"
 BENCHMARKS = (("digits_noise", 100), ("digits_few", 200), ("photo_patches", 15))
-RATES, CHOOSING, SEEDS = (0.1, 0.2, 0.4), 4000, range(4001, 4004)
+RATES, CHOOSING, SEEDS = (0.1, 0.2, 0.4), 4000, range(4001, 4003)
 BEGIN, END = "<!-- ablation, made by scripts/evidence/ablation.py: begin -->", "<!-- ablation: end -->"
 
 

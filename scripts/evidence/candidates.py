@@ -183,7 +183,6 @@ _ABLATED: Mapping[str, Setting] = {
     "unit step": _DEFAULT._replace(steps="mean"),
     "radius schedule: constant 1": _DEFAULT._replace(radius=1.0, constant=("radius",)),
     "scale schedule: constant 1": _DEFAULT._replace(constant=("scale",)),
-    "first gradient: α_s = 0": _DEFAULT._replace(scale=0.0),
     "the gap's part of the timing: perturbed from half on": Setting(0.5),
     "all timing: perturbed from the first update on": Setting(0.0),
 }

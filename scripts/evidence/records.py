@@ -16,7 +16,6 @@ OWN, PAPER = "rts_pugd", "paper"
 METHODS = ("sgd", "sam", "asam", "pugd", "temperon", PAPER, OWN)
 HISTORIES = ("method", "seed", "gradient_evaluations", "validation_accuracy")
 # Every method's learning rate is the best of these, and of what the grid grows by, on the validation split
-TUNING = ("--tune", "2", "--learning_rates")
 RATES, PRETRAINED_RATES = ("0.05", "0.1", "0.2", "0.4"), ("0.003", "0.01", "0.03")
 
 
@@ -118,9 +117,9 @@ def commands(
     opts = [name for name in methods if name != PAPER]
     compared = [*(["--opts", *opts] if opts else []), *(["--recipes", PAPER] if PAPER in methods else [])]
     for name, benchmark, budget in names():
-        runs = seeds or (5 if benchmark.is_pretrained else 10)
-        rates = PRETRAINED_RATES if benchmark.is_pretrained else RATES
-        own = [*compared, "--seeds", str(runs), "--budget", str(budget), *TUNING, *rates]
+        runs, tune, rates = (5, 1, PRETRAINED_RATES) if benchmark.is_pretrained else (10, 2, RATES)
+        own = [*compared, "--seeds", str(seeds or runs), "--budget", str(budget)]
+        own += ["--tune", str(tune), "--learning_rates", *rates]
         where = ["--output_dir", str(Path(output_dir) / name), "--jobs", str(jobs)]
         yield name, [*own, *where, *benchmark.words, "--channels_last", "--draw_figures", "false"]
 
