@@ -19,7 +19,7 @@ from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.trainer import RTSTrainer
 
 SGD = "sgd"
-STEPS = ("unit", "between", "mean", "longer")
+STEPS = ("unit", "between", "mean", "longer", "whole")
 DIALS = ("", "never", "norm", "rise", "gap", "until")
 
 
@@ -32,7 +32,8 @@ class Setting(NamedTuple):
         radius: β_max of the radius.
         steps: What the base optimizer gets after the switch. ``unit``: unit gradients; ``between``: those of perturbed
             updates, and g as it is of the others; ``mean``: (g* + α_s·g)/(1 + α_s), or g, as long as it is;
-            ``longer``: that, lengthened to 1 where it is shorter.
+            ``longer``: that, lengthened to 1 where it is shorter; ``whole``: as ``unit``, but without perturbation g is
+            only ever lengthened to 1, never shortened.
         dial: What decides for each update after the switch whether to perturb it, in place of ``every``. ``never``;
             ``norm``: where ‖g‖² is above its running mean by so many (``level``) standard deviations, as AE-SAM does;
             ``rise``: as often as the last measured (L(w+ε) − L(w))/L(w) says, from one in ten to always; ``gap``: as
@@ -171,6 +172,8 @@ _ADDED = (
     # which unit steps alone and one update in 20 do better
     Setting(0.5, 0, 2.0, dial="until"),
     Setting(0.25, 20, 2.0, dial="until"),
+    # and once the first fine-tuning had shown what a unit step does where a gradient has a length of 40: nothing
+    Setting(0.5, 0, 2.0, steps="whole", dial="until"),
 )
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 
@@ -255,6 +258,9 @@ class VariedPUGD(RTSPUGD):
         is_perturbed, steps = self._probe_norm is not None, self.setting.steps
         if steps == "unit" or (steps == "between" and is_perturbed):
             return super()._step_after_switch(params, grads, norm)
+        if steps == "whole":
+            length = norm if is_perturbed else norm.where((norm <= 1) | ~norm.isfinite(), torch.ones_like(norm))
+            return super()._step_after_switch(params, grads, length)
         divisor = 1 + self._alphas[1] if is_perturbed else 1.0
         if steps == "longer":
             divisor = max(1e-9, min(divisor, float(norm)))
