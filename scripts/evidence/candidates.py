@@ -174,6 +174,7 @@ _ADDED = (
     Setting(0.25, 20, 2.0, dial="until"),
     # and once the first fine-tuning had shown what a unit step does where a gradient has a length of 40: nothing
     Setting(0.5, 0, 2.0, steps="whole", dial="until"),
+    Setting(0.5, 0, 2.0, steps="longer", dial="until"),
 )
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 
