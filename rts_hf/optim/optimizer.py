@@ -12,7 +12,7 @@ from torch import Tensor
 from rts_hf.optim import capture
 from rts_hf.optim.bases import check_group, check_tensors, create_base
 from rts_hf.optim.parallelism import check_parameters
-from rts_hf.optim.perturbation import METHODS, copy_, global_norm, perturb_, probe, save_and_measure
+from rts_hf.optim.perturbation import METHODS, at_most_one, copy_, global_norm, perturb_, probe, save_and_measure
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
@@ -39,8 +39,9 @@ class RTSPUGD(TimedOptimizer):
         U  = (g* + α_s·g) / ‖g* + α_s·g‖    step(): U goes to the base optimizer as its gradient
 
     Before the switch, a step is the base optimizer's own step on ``g``. By default, steps are unit steps on ``g`` from
-    half of the run on, and perturbed ones once the gap between validation and training loss has grown, of which
-    :meth:`observe_losses` tells; the paper's method is ``RTSPUGD(..., **rts_hf.PAPER)``.
+    half of the run on, which leave a ``g`` longer than 1 as it is, and perturbed ones once the gap between validation
+    and training loss has grown, of which :meth:`observe_losses` tells; the paper's method is
+    ``RTSPUGD(..., **rts_hf.PAPER)``.
 
     >>> import torch, rts_hf
     >>> model = torch.nn.Linear(2, 1)
@@ -463,7 +464,8 @@ class RTSPUGD(TimedOptimizer):
         if not METHODS[self.method].unit_gradient:
             step_base(self.base_optimizer)
             return 0
-        return take_unit_step(self.base_optimizer, params, grads, norm, lambda: self._buffers_like(params))
+        divisor = norm if self.perturbs_from is not None else at_most_one(norm)
+        return take_unit_step(self.base_optimizer, params, grads, divisor, lambda: self._buffers_like(params))
 
     def _moves(self) -> bool:
         """Return whether some learning rate is not zero, or on a device, which would have to be waited for."""

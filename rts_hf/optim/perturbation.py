@@ -345,6 +345,11 @@ def is_unusable(norm: Tensor) -> Tensor:
     return norm.clamp(limits.smallest_normal * limits.eps, limits.max) != norm
 
 
+def at_most_one(norm: Tensor) -> Tensor:
+    """Return a norm as a scalar tensor, or 1 in place of a finite one above: what divides short gradients only."""
+    return norm.masked_fill((norm > 1) & norm.isfinite(), 1.0)
+
+
 def unit_gradients(grads: list[Tensor], buffers: list[Tensor], norm: Tensor) -> Tensor:
     """Write every gradient, divided by the global norm, into its buffer.
 

@@ -227,9 +227,22 @@ def test_settings_may_be_changed_on_the_way() -> None:
     assert longer["method"] == "pugd"
 
 
+@pytest.mark.parametrize(("gradient", "step"), [((3.0, 4.0), (3.0, 4.0)), ((0.03, 0.04), (0.6, 0.8))])
+def test_a_staged_run_lengthens_short_gradients_only(gradient: tuple[float, float], step: tuple[float, float]) -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = RTSPUGD([weight], lr=0.5, base="momentum", momentum=0.0, switch_unit_from=0, total_steps=4)
+    weight.grad = torch.tensor(gradient)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), -0.5 * torch.tensor(step))
+    weight.grad = torch.tensor((float("inf"), 1.0))
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), -0.5 * torch.tensor(step))
+    assert optimizer.stats()["unusable_gradients"] == 1
+
+
 def test_a_staged_run_goes_on_where_it_was_saved() -> None:
     def start() -> tuple[torch.nn.Parameter, RTSPUGD]:
-        weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        weight = torch.nn.Parameter(torch.tensor([0.03, 0.04]))
         told = {"switch_unit_from": 3, "switch_base_epochs": 1, "switch_every": 1}
         return weight, RTSPUGD([weight], lr=0.1, base="momentum", momentum=0.0, switch="staged", total_steps=9, **told)
 
