@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rts_hf.comparing.method import gradient_evaluations
 from rts_hf.optim.optimizer import RTSPUGD
-from rts_hf.optim.perturbation import global_norm
+from rts_hf.optim.perturbation import at_most_one, global_norm
 from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.trainer import RTSTrainer
@@ -172,19 +172,21 @@ _ADDED = (
     # which unit steps alone and one update in 20 do better
     Setting(0.5, 0, 2.0, dial="until"),
     Setting(0.25, 20, 2.0, dial="until"),
-    # and once the first fine-tuning had shown what a unit step does where a gradient has a length of 40: nothing
-    Setting(0.5, 0, 2.0, steps="whole", dial="until"),
-    Setting(0.5, 0, 2.0, steps="longer", dial="until"),
 )
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 
+# What the search chose; what the first fine-tuning made of it, where a gradient has a length of 40 and a unit step
+# stands still; and the same for perturbed updates, which was tried beside that
+_CHOSEN = Setting(0.5, 0, 2.0, dial="until")
+_DEFAULT, _FURTHER = _CHOSEN._replace(steps="whole"), _CHOSEN._replace(steps="longer")
+
 # The default, and what is left of it without one of its parts
-_DEFAULT = Setting(0.5, 0, 2.0, dial="until")
 DEFAULT = "nothing"
 _ABLATED: Mapping[str, Setting] = {
     DEFAULT: _DEFAULT,
-    "perturbation": Setting(0.5, dial="never"),
-    "unit step": _DEFAULT._replace(steps="mean"),
+    "perturbation": Setting(0.5, steps="whole", dial="never"),
+    "unit step: g as it is, or the mean of both": _DEFAULT._replace(steps="mean"),
+    "only lengthening: unit steps shorten too": _CHOSEN,
     "radius schedule: constant 1": _DEFAULT._replace(radius=1.0, constant=("radius",)),
     "scale schedule: constant 1": _DEFAULT._replace(constant=("scale",)),
     "the gap's part of the timing: perturbed from half on": Setting(0.5),
@@ -192,7 +194,7 @@ _ABLATED: Mapping[str, Setting] = {
 }
 ABLATIONS: Mapping[str, str] = {name: setting.label for name, setting in _ABLATED.items()}
 SETTINGS: Mapping[str, Setting] = {
-    **CANDIDATES, **ADDED, **{setting.label: setting for setting in _ABLATED.values()}
+    **CANDIDATES, **ADDED, **{setting.label: setting for setting in (*_ABLATED.values(), _FURTHER)}
 }  # fmt: skip
 
 
@@ -260,8 +262,7 @@ class VariedPUGD(RTSPUGD):
         if steps == "unit" or (steps == "between" and is_perturbed):
             return super()._step_after_switch(params, grads, norm)
         if steps == "whole":
-            length = norm if is_perturbed else norm.where((norm <= 1) | ~norm.isfinite(), torch.ones_like(norm))
-            return super()._step_after_switch(params, grads, length)
+            return super()._step_after_switch(params, grads, norm if is_perturbed else at_most_one(norm))
         divisor = 1 + self._alphas[1] if is_perturbed else 1.0
         if steps == "longer":
             divisor = max(1e-9, min(divisor, float(norm)))

@@ -127,7 +127,7 @@ def test_it_never_has_the_test_split() -> None:
 
 def test_an_ablation_is_held_against_the_whole_default() -> None:
     few, whole = ablation.BENCHMARKS[1], ABLATIONS[DEFAULT]
-    values = {whole: (0.8, 0.9), SGD: (0.7, 0.7), ABLATIONS["unit step"]: (0.8, 0.86)}
+    values = {whole: (0.8, 0.9), SGD: (0.7, 0.7), ABLATIONS["perturbation"]: (0.8, 0.86)}
     runs = [
         Run(setting, *benchmark, 0.1, seed, 10, 10, 10, each, 0.5, 1.0)
         for setting, accuracy in values.items()
@@ -138,7 +138,7 @@ def test_an_ablation_is_held_against_the_whole_default() -> None:
     lines = ablation.table(runs).splitlines()
     assert "| nothing | 85.00 % | 85.00 % | 85.00 % |" in lines  # without the seed that chose the rate
     assert "| plain SGD | -15.00 ± 5.00 | -15.00 ± 5.00 | -15.00 ± 5.00 |" in lines
-    assert "| unit step | -2.00 ± 2.00 | -2.00 ± 2.00 | -2.00 ± 2.00 |" in lines
+    assert "| perturbation | -2.00 ± 2.00 | -2.00 ± 2.00 | -2.00 ± 2.00 |" in lines
     assert len(lines) == 2 + 2 + 3 + 1 + 0  # and no other variant, which has no runs
     left = ablation.tasks([])
     assert {(task.setting, task.learning_rate, task.seed) for task in left if task[1:3] == few} == {
