@@ -349,6 +349,8 @@ class FixedSwitch(PhaseSwitch):
 class StagedSwitch(GeneralizationGapSwitch):
     """Fires at a step chosen beforehand, for unit steps alone; perturbing begins once the generalization gap grows.
 
+    A unit step lengthens a gradient to 1, and before perturbing begins it leaves a longer one as it is.
+
     The gap grows where :class:`GeneralizationGapSwitch` would fire. If that comes first, it fires this switch too.
 
     >>> switch = StagedSwitch(unit_from=0.5, base_epochs=1, every=1)

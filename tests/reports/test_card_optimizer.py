@@ -120,13 +120,13 @@ def test_unit_steps_that_were_not_perturbed_are_told(tmp_path: Path) -> None:
     change(folder, "optimizer.switch.state", state)
     card = render_card(folder)
     assert "perturbed.** After update 200 sgd took unit steps;\n> the generalization gap did not grow." in card
-    assert "was a plain update of sgd, after update 200 with g / ‖g‖ in place of g." in card
+    assert "was a plain update of sgd, after update 200 with g / min(‖g‖, 1) in place of g." in card
     assert "Δ = 0.03; it has grown above μ·Δ_base = 2 · 0.02 = 0.04." in card
     folder = write_run_folder(tmp_path / "other")  # which perturbs after update 120
     change(folder, "optimizer.switch.kind", "staged")
     change(folder, "optimizer.switch.unit_step", 40)
     card = render_card(folder)
-    assert "the updates before it were plain updates of sgd, after update 40 with g / ‖g‖ in place of g." in card
+    assert "the updates before it were plain updates of sgd, after update 40 with g / min(‖g‖, 1) in place of g." in card
 
 
 @pytest.mark.parametrize(("best", "told"), [({"step": 100}, 100), ({"step": 120}, 120), ({"step": 121}, None)])
