@@ -12,7 +12,15 @@ from torch import Tensor
 from rts_hf.optim import capture
 from rts_hf.optim.bases import check_group, check_tensors, create_base
 from rts_hf.optim.parallelism import check_parameters
-from rts_hf.optim.perturbation import METHODS, at_most_one, copy_, global_norm, perturb_, probe, save_and_measure
+from rts_hf.optim.perturbation import (
+    METHODS,
+    copy_,
+    global_norm,
+    lengthening_divisor,
+    perturb_,
+    probe,
+    save_and_measure,
+)
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
 from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
@@ -464,7 +472,7 @@ class RTSPUGD(TimedOptimizer):
         if not METHODS[self.method].unit_gradient:
             step_base(self.base_optimizer)
             return 0
-        divisor = norm if self.perturbs_from is not None else at_most_one(norm)
+        divisor = norm if self.perturbs_from is not None else lengthening_divisor(norm)
         return take_unit_step(self.base_optimizer, params, grads, divisor, lambda: self._buffers_like(params))
 
     def _moves(self) -> bool:

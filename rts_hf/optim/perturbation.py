@@ -345,8 +345,11 @@ def is_unusable(norm: Tensor) -> Tensor:
     return norm.clamp(limits.smallest_normal * limits.eps, limits.max) != norm
 
 
-def at_most_one(norm: Tensor) -> Tensor:
-    """Return a norm as a scalar tensor, or 1 in place of a finite one above: what divides short gradients only."""
+def lengthening_divisor(norm: Tensor) -> Tensor:
+    """Return what lengthens gradients of this norm to 1 and leaves longer ones as they are, as a scalar tensor.
+
+    A norm that is zero, infinite or NaN is returned as it is.
+    """
     return norm.masked_fill((norm > 1) & norm.isfinite(), 1.0)
 
 

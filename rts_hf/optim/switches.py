@@ -49,7 +49,10 @@ class PhaseSwitch:
         return None
 
     def perturbs_from(self, switched_at: int) -> int | None:
-        """Return after how many steps perturbing began, in a run that switched after ``switched_at``; None: not yet."""
+        """Return after how many steps perturbing began, in a run that switched after ``switched_at``; None: not yet.
+
+        Until then steps are unit steps that leave a gradient longer than 1 as it is.
+        """
         return switched_at
 
     def settings(self) -> dict[str, Any]:

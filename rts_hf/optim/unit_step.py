@@ -35,7 +35,7 @@ def take_unit_step(
         base: Optimizer of ``params``.
         params: Parameters that have a gradient.
         grads: Their gradients, in place as ``param.grad``; they may be divided in place.
-        norm: The gradients' global norm, a scalar tensor.
+        norm: What they are divided by, a scalar tensor: their global norm, or 1 in place of a longer one.
         buffers: Returns tensors like ``params`` to work in; their contents are lost.
     """
     if torch.compiler.is_compiling():  # which looks into neither fused kernels nor a changed param.grad

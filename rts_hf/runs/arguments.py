@@ -7,6 +7,7 @@ from typing import Any
 
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.arguments import DataArguments, ModelArguments, RTSTrainingArguments, settings_of
+from rts_hf.training.checks import check_scheduler
 from rts_hf.training.optimizers import default_learning_rate
 
 # Arguments of transformers' Trainer that do nothing in a run, and why
@@ -69,10 +70,15 @@ def check_effects(args: RTSTrainingArguments) -> None:
 
 
 def fit_learning_rate(model_args: ModelArguments, args: RTSTrainingArguments) -> None:
-    """Lower a learning rate that was not given to what trained weights can take, where a run starts from such."""
-    is_default = "learning_rate" not in args.given and args.learning_rate == default_learning_rate(args.opt, args.base)
-    if is_default and (model_args.pretrained or model_args.checkpoint is not None):
-        args.learning_rate = default_learning_rate(args.opt, args.base, is_trained=True)
+    """Take the learning rate of trained weights, or of fresh ones, where none was given.
+
+    Raises:
+        ValueError: If the schedule cannot be followed from there.
+    """
+    fresh, trained = (default_learning_rate(args.opt, args.base, is_trained=each) for each in (False, True))
+    if "learning_rate" not in args.given and args.learning_rate in (fresh, trained):
+        args.learning_rate = trained if model_args.pretrained or model_args.checkpoint is not None else fresh
+        check_scheduler(args)
 
 
 def changed_settings(args: RTSTrainingArguments) -> dict[str, Any]:

@@ -281,7 +281,7 @@ class RTSTrainingArguments(TrainingArguments):
         },
     )
     max_grad_norm: float = field(
-        default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A unit gradient needs no clipping."}
+        default=0.0, metadata={"help": "Clip gradients to this norm; 0 is off. A perturbed update has length 1 anyway."}
     )
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rts_hf.comparing.method import gradient_evaluations
 from rts_hf.optim.optimizer import RTSPUGD
-from rts_hf.optim.perturbation import at_most_one, global_norm
+from rts_hf.optim.perturbation import global_norm, lengthening_divisor
 from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.trainer import RTSTrainer
@@ -262,7 +262,7 @@ class VariedPUGD(RTSPUGD):
         if steps == "unit" or (steps == "between" and is_perturbed):
             return super()._step_after_switch(params, grads, norm)
         if steps == "whole":
-            return super()._step_after_switch(params, grads, norm if is_perturbed else at_most_one(norm))
+            return super()._step_after_switch(params, grads, norm if is_perturbed else lengthening_divisor(norm))
         divisor = 1 + self._alphas[1] if is_perturbed else 1.0
         if steps == "longer":
             divisor = max(1e-9, min(divisor, float(norm)))

@@ -229,15 +229,31 @@ def test_settings_may_be_changed_on_the_way() -> None:
 
 @pytest.mark.parametrize(("gradient", "step"), [((3.0, 4.0), (3.0, 4.0)), ((0.03, 0.04), (0.6, 0.8))])
 def test_a_staged_run_lengthens_short_gradients_only(gradient: tuple[float, float], step: tuple[float, float]) -> None:
-    weight = nn.Parameter(torch.zeros(2))
-    optimizer = RTSPUGD([weight], lr=0.5, base="momentum", momentum=0.0, switch_unit_from=0, total_steps=4)
+    weight, told = nn.Parameter(torch.zeros(2)), {"switch_base_epochs": 1, "switch_every": 1}
+    optimizer = RTSPUGD([weight], lr=0.5, base="momentum", switch_unit_from=0, total_steps=9, **told)
+
+    def step_on(values: tuple[float, float]) -> torch.Tensor:
+        before, weight.grad = weight.detach().clone(), torch.tensor(values)
+        optimizer.step()
+        return (before - weight.detach()) / 0.5
+
+    first = torch.tensor(step)
+    torch.testing.assert_close(step_on(gradient), first)
+    torch.testing.assert_close(step_on(gradient), 1.9 * first)  # with momentum, which lets the fused kernel divide
+    moved = weight.detach().clone()
+    for unusable in (float("inf"), float("nan")):
+        step_on((unusable, 1.0))
+    assert weight.equal(moved)
+    assert optimizer.stats()["unusable_gradients"] == 2
+    for gap in (0.1, 1.0):
+        optimizer.observe_losses(train_loss=0.0, eval_loss=gap)
+    optimizer.base_optimizer.state[weight]["momentum_buffer"].zero_()
     weight.grad = torch.tensor(gradient)
+    with optimizer.perturbed():
+        weight.grad += torch.tensor(gradient)
+    before = weight.detach().clone()
     optimizer.step()
-    torch.testing.assert_close(weight.detach(), -0.5 * torch.tensor(step))
-    weight.grad = torch.tensor((float("inf"), 1.0))
-    optimizer.step()
-    torch.testing.assert_close(weight.detach(), -0.5 * torch.tensor(step))
-    assert optimizer.stats()["unusable_gradients"] == 1
+    torch.testing.assert_close((before - weight.detach()).norm(), torch.tensor(0.5))  # a perturbed one shortens too
 
 
 def test_a_staged_run_goes_on_where_it_was_saved() -> None:

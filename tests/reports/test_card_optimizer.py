@@ -126,7 +126,9 @@ def test_unit_steps_that_were_not_perturbed_are_told(tmp_path: Path) -> None:
     change(folder, "optimizer.switch.kind", "staged")
     change(folder, "optimizer.switch.unit_step", 40)
     card = render_card(folder)
-    assert "the updates before it were plain updates of sgd, after update 40 with g / min(‖g‖, 1) in place of g." in card
+    assert (
+        "the updates before it were plain updates of sgd, after update 40 with g / min(‖g‖, 1) in place of g." in card
+    )
 
 
 @pytest.mark.parametrize(("best", "told"), [({"step": 100}, 100), ({"step": 120}, 120), ({"step": 121}, None)])

@@ -45,7 +45,7 @@ HELP_ALL = [
     "--lr_scheduler_type TYPE Any scheduler of transformers. (default: cosine)",
     "--eval_strategy STRATEGY no, steps or epoch. (default: epoch)",
     "--save_total_limit LIMIT Checkpoints kept. (default: 2)",
-    "--max_grad_norm NORM Clip gradients to this norm; 0 is off. A unit gradient needs no clipping.",
+    "--max_grad_norm NORM Clip gradients to this norm; 0 is off. A perturbed update has length 1 anyway.",
     "--metric_for_best_model METRIC What makes a checkpoint the best, on validation data. (default: accuracy)",
 ]
 
@@ -78,8 +78,9 @@ def test_trained_weights_are_moved_more_slowly(words: list[str], rate: float) ->
 
 def test_a_learning_rate_that_was_set_afterwards_stays(tmp_path: Path) -> None:
     arguments = CommandArguments(output_dir=str(tmp_path / "run"))
-    make_plan(ModelArguments(pretrained=True), DataArguments(), arguments, measure_test=True)
-    assert arguments.learning_rate == 0.01
+    for model, rate in ((ModelArguments(pretrained=True), 0.01), (ModelArguments(), 0.2)):
+        make_plan(model, DataArguments(), arguments, measure_test=True)
+        assert arguments.learning_rate == rate
     arguments.learning_rate = 0.05
     make_plan(ModelArguments(pretrained=True), DataArguments(), arguments, measure_test=True)
     assert arguments.learning_rate == 0.05
