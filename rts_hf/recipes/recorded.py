@@ -188,7 +188,7 @@ _RECIPES = (
                 "switch_mu": 2.0,
             }
         ),
-        measured=Measured(0.9833, seeds=(42,)),
+        measured=Measured(1.0, seeds=(42,)),
         caveats=("One run with one seed, on 360 test images, where one image is 0.0028 of the accuracy.",),
     ),
     _upanets(
