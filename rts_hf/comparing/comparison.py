@@ -209,12 +209,10 @@ class Comparison:
         log = self.folder / "logs" / f"{'-'.join(cell.folder.relative_to(self.folder).parts)}.txt"
         if (cell.folder / RECORD_NAME).is_file():
             record = read_record(cell.folder)
-            default = self.default_learning_rate(cell.method)  # which the command does not tell
-            rate = default if cell.method.learning_rate is None else float(f"{cell.method.learning_rate:g}")
-            if record["command"] != self.command(cell) or record["optimizer"]["learning_rate"] != rate:
+            if record["command"] != self.command(cell):
                 raise ValueError(
-                    f"{cell.folder} holds another run ({record['command']}, not {self.command(cell)} at {rate:g}); "
-                    "take another output_dir, for instance if an earlier version settled another length."
+                    f"{cell.folder} holds another run ({record['command']}, not {self.command(cell)}); take another "
+                    "output_dir, for instance if an earlier version settled another length."
                 )
             if record["status"] in ENDED:
                 return None
