@@ -75,9 +75,12 @@ def fit_learning_rate(model_args: ModelArguments, args: RTSTrainingArguments) ->
     Raises:
         ValueError: If the schedule cannot be followed from there.
     """
-    fresh, trained = (default_learning_rate(args.opt, args.base, is_trained=each) for each in (False, True))
-    if "learning_rate" not in args.given and args.learning_rate in (fresh, trained):
-        args.learning_rate = trained if model_args.pretrained or model_args.checkpoint is not None else fresh
+    is_trained = model_args.pretrained or model_args.checkpoint is not None
+    wanted, other = (
+        default_learning_rate(args.opt, args.base, is_trained=each) for each in (is_trained, not is_trained)
+    )
+    if "learning_rate" not in args.given and args.learning_rate == other:
+        args.learning_rate = wanted
         check_scheduler(args)
 
 

@@ -127,12 +127,12 @@ def test_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None
 
 def test_a_run_with_transformers_defaults_keeps_its_last_weights(tmp_path: Path) -> None:
     arguments = RTSTrainingArguments(
-        output_dir=str(tmp_path / "run"), opt="sgd", num_train_epochs=1, use_cpu=True, measure_sharpness=False,
+        output_dir=str(tmp_path / "run"), opt="sgd", num_train_epochs=1, use_cpu=True, measure_sharpness=True,
         draw_figures=False, disable_tqdm=True,
     )  # fmt: skip
     record = train(ModelArguments(model="test_resnet"), SMALL, arguments)
     assert (record["status"], record["best"], record["updates"]) == ("complete", None, 15)
-    assert all(0 <= record["metrics"][split]["accuracy"] <= 1 for split in ("validation", "test"))
+    assert all(0 <= record["metrics"][split]["accuracy"] <= 1 for split in ("train", "validation", "test"))
     told = record["arguments"]["training"]
     assert told.keys() == {*ALWAYS_TOLD, "use_cpu", "disable_tqdm"}
     assert (told["eval_strategy"], told["weight_decay"], told["per_device_train_batch_size"]) == ("no", 0.0, 8)
