@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rts_hf.optim.perturbation import dtypes
+from rts_hf.optim.schedules import progress_at
+from rts_hf.optim.timing import TimedOptimizer
 
 
 class DevicePosition:
@@ -54,6 +57,89 @@ class DevicePosition:
     def read(self) -> list[int]:
         """Return steps, gradient evaluations and unusable gradients; waits for the device."""
         return self._done.tolist()
+
+
+class CapturableOptimizer(TimedOptimizer):
+    """A timed optimizer whose position lies on the device too, where it is capturable, from the first update on.
+
+    A subclass sets ``capturable``, and gives the schedules' values and the memory that its update writes to.
+    """
+
+    capturable = False
+    _position: DevicePosition | None = None
+    _has_graph = False
+    _unusable: Tensor | int = 0
+    _held_for_graphs: list[Any]
+
+    def _alphas_at(self, progress: float) -> tuple[float, float]:
+        """Return (α_r, α_s)."""
+        raise NotImplementedError
+
+    def _memory(self) -> tuple[Any, ...]:
+        """Return what holds the tensors that an update works in, besides parameters and state."""
+        raise NotImplementedError
+
+    def _forget_transient(self) -> None:
+        """Begin without a position on the device, at construction and after a load."""
+        self.__dict__.setdefault("_held_for_graphs", [])  # which may be replayed after a load, too
+        self._unusable, self._has_graph, self._position = 0, False, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "capturable": self.capturable}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._let_go()
+        super().__setstate__(state)
+
+    def _device_position(self, params: list[Tensor]) -> DevicePosition | None:
+        """Return where the run stands on the device, made anew where it is not what the groups say; None if not asked.
+
+        Raises:
+            RuntimeError: If a graph is captured before it can be.
+        """
+        is_captured = is_capturing()
+        if is_captured and (not self.capturable or self._position is None or self.perturbs_from is None):
+            raise RuntimeError(
+                f"a CUDA graph is captured with capturable={self.capturable}, phase={self.phase!r} and "
+                f"step={self._lead['rts_step']}: construct RTSPUGD with capturable=True, and capture once it perturbs, "
+                "after at least one update that was not captured."
+            )
+        if not self.capturable or not params:
+            return None
+        if is_captured:
+            self._has_graph = True
+            # a graph knows addresses, which must not become another tensor's
+            self._held_for_graphs.append((self._position, *self._memory()))
+        elif self._position is None or not self._position.stands_at(self._lead["rts_step"], self._schedule_entries()):
+            done = [self._lead["rts_step"], self._lead["rts_gradient_evaluations"], self._unusable_gradients()]
+            total = self.total_steps
+            alphas = [self._alphas_at(progress_at(step, total)) for step in range(total or 1)]
+            self._let_go()
+            self._position = DevicePosition(done, alphas, self._schedule_entries(), params)
+        return self._position
+
+    def _schedule_entries(self) -> list[float]:
+        lead = self._lead
+        return [lead[key] for key in lead if key.startswith(("rts_radius", "rts_scale", "rts_total_steps"))]
+
+    def _unusable_gradients(self) -> int:
+        return int(self._unusable) if self._position is None else self._position.read()[2]
+
+    def _catch_up(self) -> None:
+        if self._has_graph and self._position is not None and not is_taken_over():
+            steps, evaluations, _ = self._position.read()
+            self._position.step = steps
+            self._set(rts_step=steps, rts_gradient_evaluations=evaluations)
+            if not self._position.stands_at(steps, self._schedule_entries()):
+                self._warn_once(
+                    "the schedules have changed since an update was captured: its graph goes on with the old ones, and "
+                    "after the next update without it no longer moves this optimizer's position. Capture anew."
+                )
+
+    def _let_go(self) -> None:
+        if self._position is not None:
+            self._unusable = self._unusable_gradients()
+        self._has_graph, self._position = False, None
 
 
 def is_capturing() -> bool:

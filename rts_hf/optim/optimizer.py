@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rts_hf.optim import capture
 from rts_hf.optim.bases import check_group, check_tensors, create_base
+from rts_hf.optim.capture import CapturableOptimizer, is_taken_over
 from rts_hf.optim.parallelism import check_parameters
 from rts_hf.optim.perturbation import (
     METHODS,
@@ -23,7 +23,7 @@ from rts_hf.optim.perturbation import (
 )
 from rts_hf.optim.schedules import STRATEGIES, AlphaSchedule, check_schedule, progress_at
 from rts_hf.optim.switches import PhaseSwitch, create_switch
-from rts_hf.optim.timing import Legal, TimedOptimizer, name_at, place
+from rts_hf.optim.timing import Legal, name_at, place
 from rts_hf.optim.unit_step import factor_between, is_fused, refuse_closure, run_scaled, step_base, take_unit_step
 
 _KERNEL_DEVICES = {"cuda"}
@@ -36,7 +36,7 @@ class _Default(str):
 _DEFAULT_SWITCH = _Default("staged")
 
 
-class RTSPUGD(TimedOptimizer):
+class RTSPUGD(CapturableOptimizer):
     """Radius-Timing-Scale on Perturbated Unit Gradient Descent, around any optimizer timm knows.
 
     With weights ``w``, ``g = ∇f(w)``, global norms, and the schedules ``α_r`` and ``α_s`` at progress
@@ -106,17 +106,13 @@ class RTSPUGD(TimedOptimizer):
     """
 
     LEGAL: ClassVar[dict[str, Legal]] = {
-        **TimedOptimizer.LEGAL,
+        **CapturableOptimizer.LEGAL,
         "rts_method": Legal(high=len(METHODS) - 1),
         **{f"rts_{name}": Legal(high=len(STRATEGIES) - 1) for name in ("radius", "scale")},
         **{f"rts_{name}_beta_{end}": Legal(whole=False) for name in ("radius", "scale") for end in ("min", "max")},
         "rts_perturb_every": Legal(1),
     }
     attached: Any = None  # what attach_second_pass returned; not saved
-    capturable = False
-    _position: capture.DevicePosition | None = None  # where it is capturable, from the first update on
-    _has_graph = False
-    _held_for_graphs: list[Any]
 
     def __init__(
         self,
@@ -181,6 +177,7 @@ class RTSPUGD(TimedOptimizer):
             raise
 
     def _forget_transient(self) -> None:
+        super()._forget_transient()
         self._buffers: list[Tensor] = []
         self._forms_of_buffers: list[tuple[Any, ...]] = []  # of the tensors that they were made like
         self._norms: tuple[Tensor | float, Tensor | float] = 0.0, 0.0  # ‖g‖ and ‖ε‖ of the last step
@@ -188,9 +185,6 @@ class RTSPUGD(TimedOptimizer):
         self._probe_norm: Tensor | float | None = None  # that of a share of g* + α_s·g, once there is a g*
         self._rescaled: tuple[Tensor | float, Tensor | float] = 1.0, 1.0  # that norm before and at the last step
         self._alphas: tuple[Tensor | float, Tensor | float] = 0.0, 0.0
-        self._unusable: Tensor | int = 0
-        self.__dict__.setdefault("_held_for_graphs", [])  # which may be replayed after a load, too
-        self._has_graph, self._position = False, None
         self._lists: Any = None  # of addresses, for Triton's kernels
         self._is_perturbed = False
         self._closure_clears = False
@@ -203,11 +197,7 @@ class RTSPUGD(TimedOptimizer):
             f"fused={is_fused(self.base_optimizer)}, phase={self.phase!r}, step={step})"
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "capturable": self.capturable}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._let_go()
         super().__setstate__(state)
         check_parameters(self.param_groups)  # accelerate flattens them after construction and loads the state again
         self._forget_transient()
@@ -478,9 +468,7 @@ class RTSPUGD(TimedOptimizer):
     def _moves(self) -> bool:
         """Return whether some learning rate is not zero, or on a device, which would have to be waited for."""
         rates = [group["lr"] for group in self.param_groups]
-        return (
-            capture.is_taken_over() or any(isinstance(rate, Tensor) and not rate.is_cpu for rate in rates) or any(rates)
-        )
+        return is_taken_over() or any(isinstance(rate, Tensor) and not rate.is_cpu for rate in rates) or any(rates)
 
     def has_no_gradients(self) -> bool:
         """Return whether no parameter has a gradient, or on a CPU, where it costs no wait, only zeros."""
@@ -526,60 +514,13 @@ class RTSPUGD(TimedOptimizer):
         position = self._device_position(params)
         if position is not None:
             return position.alphas()
-        progress = progress_at(self._lead["rts_step"], self.total_steps)
+        return self._alphas_at(progress_at(self._lead["rts_step"], self.total_steps))
+
+    def _alphas_at(self, progress: float) -> tuple[float, float]:
         return self.radius_schedule(progress), self.scale_schedule(progress)
 
-    def _device_position(self, params: list[Tensor]) -> capture.DevicePosition | None:
-        """Return where the run stands on the device, made anew where it is not what the groups say; None if not asked.
-
-        Raises:
-            RuntimeError: If a graph is captured before it can be.
-        """
-        is_capturing = capture.is_capturing()
-        if is_capturing and (not self.capturable or self._position is None or self.perturbs_from is None):
-            raise RuntimeError(
-                f"a CUDA graph is captured with capturable={self.capturable}, phase={self.phase!r} and "
-                f"step={self._lead['rts_step']}: construct RTSPUGD with capturable=True, and capture once it perturbs, "
-                "after at least one update that was not captured."
-            )
-        if not self.capturable or not params:
-            return None
-        if is_capturing:
-            self._has_graph = True
-            # a graph knows addresses, which must not become another tensor's
-            held = self._position, [*self._buffers], self._lists and self._lists.tensors()
-            self._held_for_graphs.append(held)
-        elif self._position is None or not self._position.stands_at(self._lead["rts_step"], self._schedule_entries()):
-            done = [self._lead["rts_step"], self._lead["rts_gradient_evaluations"], self._unusable_gradients()]
-            radius, scale, total = self.radius_schedule, self.scale_schedule, self.total_steps
-            progress = [progress_at(step, total) for step in range(total or 1)]
-            alphas = [(radius(at), scale(at)) for at in progress]
-            self._let_go()
-            self._position = capture.DevicePosition(done, alphas, self._schedule_entries(), params)
-        return self._position
-
-    def _schedule_entries(self) -> list[float]:
-        lead = self._lead
-        return [lead[key] for key in lead if key.startswith(("rts_radius", "rts_scale", "rts_total_steps"))]
-
-    def _unusable_gradients(self) -> int:
-        return int(self._unusable) if self._position is None else self._position.read()[2]
-
-    def _catch_up(self) -> None:
-        if self._has_graph and self._position is not None and not capture.is_taken_over():
-            steps, evaluations, _ = self._position.read()
-            self._position.step = steps
-            self._set(rts_step=steps, rts_gradient_evaluations=evaluations)
-            if not self._position.stands_at(steps, self._schedule_entries()):
-                self._warn_once(
-                    "the schedules have changed since an update was captured: its graph goes on with the old ones, and "
-                    "after the next update without it no longer moves this optimizer's position. Capture anew."
-                )
-
-    def _let_go(self) -> None:
-        if self._position is not None:
-            self._unusable = self._unusable_gradients()
-        self._has_graph, self._position = False, None
+    def _memory(self) -> tuple[Any, ...]:
+        return [*self._buffers], self._lists and self._lists.tensors()
 
     # ---- Warnings ----
 
