@@ -277,6 +277,6 @@ def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
     axes.set_yticks(range(len(found)), [f"{each.benchmark.name}, {each.budget} passes" for each in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_xlabel(f"test accuracy − SGD's at equal gradients (points); of {OWN} with its 95 % interval")
+    axes.set_xlabel(f"test accuracy − SGD's at equal gradients (points);\nof {OWN} with its 95 % interval")
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper center", ncols=len(others) + 1)
