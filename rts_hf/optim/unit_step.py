@@ -22,32 +22,32 @@ def take_unit_step(
     base: Optimizer,
     params: list[Tensor],
     grads: list[Tensor],
-    norm: Tensor,
+    divisor: Tensor,
     buffers: Callable[[], list[Tensor]],
 ) -> Tensor:
-    """Let ``base`` take its step on ``grads`` divided by ``norm``; return whether the norm is unusable, as a scalar.
+    """Let ``base`` take its step on ``grads`` divided by ``divisor``; return whether that is unusable, as a scalar.
 
     A fused base divides by itself, in the pass over memory that it makes anyway, and leaves an infinite or NaN gradient
     out as it does for a gradient scaler: weights and state stay. So torch's SGD is fused here unless it was told
-    otherwise. Any other base gets the quotient as ``param.grad``, which is zero where the norm is unusable.
+    otherwise. Any other base gets the quotient as ``param.grad``, which is zero where the divisor is unusable.
 
     Args:
         base: Optimizer of ``params``.
         params: Parameters that have a gradient.
         grads: Their gradients, in place as ``param.grad``; they may be divided in place.
-        norm: What they are divided by, a scalar tensor: their global norm, or 1 in place of a longer one.
+        divisor: What they are divided by, a scalar tensor: their global norm, or 1 in place of a longer one.
         buffers: Returns tensors like ``params`` to work in; their contents are lost.
     """
     if torch.compiler.is_compiling():  # which looks into neither fused kernels nor a changed param.grad
-        unusable = is_unusable(norm)
-        for grad, unit in zip(grads, torch._foreach_div(grads, norm), strict=True):
+        unusable = is_unusable(divisor)
+        for grad, unit in zip(grads, torch._foreach_div(grads, divisor), strict=True):
             grad.copy_(unit.masked_fill(unusable, 0.0))
         step_base(base)
         return unusable
-    if divides(base, params, grads, norm):
-        unusable = is_unusable(norm)
-        base.grad_scale = norm.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
-        base.found_inf = (norm.clamp(max=torch.finfo(norm.dtype).max) != norm).float()  # type: ignore[attr-defined]
+    if divides(base, params, grads, divisor):
+        unusable = is_unusable(divisor)
+        base.grad_scale = divisor.masked_fill(unusable, 1.0)  # type: ignore[attr-defined]
+        base.found_inf = (divisor.clamp(max=torch.finfo(divisor.dtype).max) != divisor).float()  # type: ignore[attr-defined]
         try:
             step_base(base, fused=True)
         finally:
@@ -56,7 +56,7 @@ def take_unit_step(
     units = buffers()
     if [param.dtype for param in params] != [grad.dtype for grad in grads]:
         units = [torch.empty_like(param, dtype=grad.dtype) for param, grad in zip(params, grads, strict=True)]
-    unusable = unit_gradients(grads, units, norm)
+    unusable = unit_gradients(grads, units, divisor)
     try:
         for param, unit in zip(params, units, strict=True):
             param.grad = unit
@@ -90,7 +90,7 @@ def step_base(base: Optimizer, *, fused: bool | None = None) -> None:
                 group["fused"] = told_one
 
 
-def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Tensor) -> bool:
+def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], divisor: Tensor) -> bool:
     """Return whether ``base`` itself can divide these gradients in its step.
 
     It can if it is fused, on plain tensors of one type that lie in memory as their gradients do. In the first step of a
@@ -98,7 +98,7 @@ def divides(base: Optimizer, params: list[Tensor], grads: list[Tensor], norm: Te
     """
     return (
         is_fused(base)
-        and norm.dtype == torch.float32
+        and divisor.dtype == torch.float32
         and not is_sharded(params)
         and {device.type for device in {param.device for param in params}} <= _DIVIDING_DEVICES
         and [param.dtype for param in params] == [grad.dtype for grad in grads]

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from evidence import ablation
 from evidence import search as searching
-from evidence.candidates import ABLATIONS, DEFAULT, SGD, Setting
+from evidence.candidates import ABLATIONS, DEFAULT, SETTINGS, SGD, Setting, VariedPUGD
 from evidence.choosing import Run, Standing, accuracies, choose, rates_of, standard_error, standings
 from evidence.search import Rung, Task, make_run, page, read_runs, search, survivors
+from torch import nn
+
+from rts_hf import PAPER, RTSPUGD
 
 HARD, EASY, LONG = ("few", 6), ("noise", 6), ("noise", 30)
 SIMPLE = {"plain": 0, "dial": 1, "other": 1}
@@ -117,6 +121,27 @@ def test_its_optimizer_is_the_package_s_where_nothing_varies(monkeypatch: pytest
     assert run(Setting(0.5, dial="never"))[:2] == (12, 12)
     monkeypatch.setattr(Setting, "is_own", property(lambda setting: False))
     assert run(Setting(0.5, 2)) == one_in_two
+
+
+def test_the_chosen_setting_is_the_package_s_default() -> None:
+    def weights(make: Any, **told: Any) -> list[tuple[float, ...]]:
+        weight = nn.Parameter(torch.tensor([0.3, 1.5]))
+        optimizer, found = make([weight], lr=0.1, total_steps=12, **told), []
+        for update in range(12):
+            (weight * torch.tensor([1.0, 3.0 if update == 7 else 0.2])).square().sum().backward()
+            if optimizer.perturbing:
+                with optimizer.perturbed():
+                    weight.pow(4).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.observe_losses(1.0, 2.5 if update >= 8 else 1.1)
+            found.append((*weight.tolist(), optimizer.stats()["gradient_evaluations"]))
+        return found
+
+    setting = SETTINGS[ABLATIONS[DEFAULT]]
+    own = weights(RTSPUGD)
+    assert weights(VariedPUGD, setting=setting, **PAPER) == own
+    assert own[-1][-1] == 12 + 3  # the gap has grown after the ninth update
 
 
 def test_it_never_has_the_test_split() -> None:
