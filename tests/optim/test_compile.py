@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from optimizer_for_tests import update_once
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,8 +24,11 @@ UPDATES = 8
 
 
 @pytest.fixture(autouse=True)
-def forget_compilations() -> None:
+def forget_compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # which the Trainer sets, and leaves for all that follow
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_net() -> nn.Sequential:
