@@ -17,6 +17,7 @@ from rts_hf.reports.curves import draw_figure
 from rts_hf.reports.text import counted
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # What the authors' published run records say of their method over plain PUGD, and over SGD
@@ -27,6 +28,7 @@ RECORDED = (
     "PUGD has 0.8636 after 10, 0.9354 after 50, 0.9211 after 100, 0.9217 after 200, with twice the gradients an epoch. "
     "The longer SGD runs went through two cosine periods",
 )
+KINDS = (("fine-tuning", True), ("from scratch", False))
 SUMMARY, RESULTS = (
     (f"<!-- {part}, made by scripts/evidence: begin -->", f"<!-- {part}, made by scripts/evidence: end -->")
     for part in ("summary", "results")
@@ -55,7 +57,7 @@ def write_evidence(folder: str | Path, readme: str | Path | None = None) -> list
         write_text(paths[-1], to_markdown(each.comparison))
     figures.mkdir(exist_ok=True)
     draw = partial(_draw_differences, found=found)
-    return paths + draw_figure(figures / "differences", draw, height=1.6 + 0.42 * len(found))
+    return paths + draw_figure(figures / "differences", draw, height=1.9 + 0.42 * len(found))
 
 
 def summary(found: Sequence[Evidence]) -> str:
@@ -100,9 +102,10 @@ def results(found: Sequence[Evidence]) -> str:
         what = f"| `{each.benchmark.name}` | {each.budget} |"
         accuracies.append(f"{what} {told} | {' | '.join(cells)} |")
         differences.append(f"{what} {' | '.join(difference(paired(each, name)) for name in others)} |")
-    means = [_mean_differences(found, name) for name in others]
-    cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
-    differences.append(f"| mean | | {' | '.join(cells)} |")
+    for kind, some in _kinds(found).items():
+        means = [_mean_differences(some, name) for name in others]
+        cells = [f"{round(fmean(each), 2) + 0.0:+.2f}" if each else "–" for each in means]
+        differences.append(f"| mean, {kind} | | {' | '.join(cells)} |")
     kept = {each.name for each in found if _row(each, OWN)}
     missing = [f"`{benchmark.name}` at {budget}" for name, benchmark, budget in names() if name not in kept]
     lines = [
@@ -137,6 +140,14 @@ def results(found: Sequence[Evidence]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _kinds(found: Sequence[Evidence]) -> dict[str, list[Evidence]]:
+    """Return those that fine-tune and those that do not, each kind by what it is called."""
+    kinds = {
+        kind: [each for each in found if each.benchmark.is_pretrained == is_pretrained] for kind, is_pretrained in KINDS
+    }
+    return {kind: some for kind, some in kinds.items() if some}
 
 
 def _row(each: Evidence, method: str) -> dict[str, Any] | None:
@@ -175,7 +186,7 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
 
     An interval that is shown with an end at 0.00 decides nothing.
     """
-    better, worse, edge, open_, single = list[str](), list[str](), list[str](), list[str](), list[str]()
+    better, worse, equal, edge, open_, single = (list[str]() for _ in range(6))
     chances = dict[str, float]()
     for each in found:
         if (ends := paired(each, "sgd")) is None:
@@ -185,6 +196,8 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
             group = single
         elif low > 0 or high < 0:
             group = better if low > 0 else worse
+        elif low == high:
+            group = equal
         else:
             group = edge if 0 in (low, high) else open_
         group.append(each.told)
@@ -193,6 +206,7 @@ def verdict(found: Sequence[Evidence]) -> list[str]:
     sentences = {
         f"{OWN} is better than SGD, with an interval that excludes zero, on": better,
         f"{OWN} is worse than SGD, with an interval that excludes zero, on": worse,
+        "It has SGD's accuracy in every run on": equal,
         "The interval of its difference to SGD ends at 0.00, which decides nothing, on": edge,
         "The interval of its difference to SGD holds zero on": open_,
         "There is no interval on": single,
@@ -244,23 +258,29 @@ def standing(found: Sequence[Evidence]) -> list[str]:
 
 
 def _range(found: Sequence[Evidence], own: str, other: str) -> str:
-    """Return between which values a method's mean difference to another lies."""
-    means = _mean_differences(found, other, own)
-    if not means:
-        return "–"
-    if len(means) == 1:
-        return f"{means[0]:+.2f} points in 1 comparison"
-    return (
-        f"{fmean(means):+.2f} points in the mean of {counted(len(means), 'comparison')}, from {min(means):+.2f} to "
-        f"{max(means):+.2f}"
-    )
+    """Return a method's mean difference to another in each kind of comparison, and between which values it lies."""
+    told = []
+    for kind, some in _kinds(found).items():
+        if means := _mean_differences(some, other, own):
+            reach = f", from {min(means):+.2f} to {max(means):+.2f}" if len(means) > 1 else ""
+            told.append(f"{kind} {fmean(means):+.2f} points in {counted(len(means), 'comparison')}{reach}")
+    return "; ".join(told) or "–"
 
 
 def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
     """Draw each method's difference to SGD for every benchmark and budget, the method's own with its interval."""
-    axes = figure.subplots()
-    others = [name for name in METHODS if name not in ("sgd", OWN)]
-    for place, name in enumerate([*others, OWN], start=1):
+    kinds = _kinds(found)
+    panels = figure.subplots(len(kinds), squeeze=False, height_ratios=[*map(len, kinds.values())])[:, 0]
+    for axes, (kind, some) in zip(panels, kinds.items(), strict=True):
+        _draw_kind(axes, some)
+        axes.set_title(kind, loc="left")
+    told = f"test accuracy − SGD's at equal gradients (points);\nof {OWN} with its 95 % interval"
+    figure.supxlabel(told, fontsize="medium")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(METHODS) - 1)
+
+
+def _draw_kind(axes: Axes, found: Sequence[Evidence]) -> None:
+    for place, name in enumerate([name for name in METHODS if name != "sgd"], start=1):
         colour = {OWN: COLOURS[1], PAPER: COLOURS[2]}.get(name, COLOURS[0])
         look: dict[str, Any] = {"color": colour, "label": name}
         rows = [(row, ends) for row, each in enumerate(found) if (ends := paired(each, "sgd", name)) is not None]
@@ -277,6 +297,4 @@ def _draw_differences(figure: Figure, found: Sequence[Evidence]) -> None:
     axes.set_yticks(range(len(found)), [f"{each.benchmark.name}, {each.budget} passes" for each in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_xlabel(f"test accuracy − SGD's at equal gradients (points);\nof {OWN} with its 95 % interval")
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(others) + 1)

@@ -114,13 +114,16 @@ def test_runs_on_an_accelerator_are_told(tmp_path: Path) -> None:
 
 
 def test_means_over_the_comparisons_are_shown(tmp_path: Path) -> None:
-    for name, sgd, own in (("digits-30", 0.9, 0.95), ("digits-100", 0.8, 0.95), ("digits_few-200", 0.7, 0.6)):
+    scratch = [("digits-30", 0.9, 0.95), ("digits-100", 0.8, 0.95), ("digits_few-200", 0.7, 0.6)]
+    for name, sgd, own in [*scratch, ("finetune_mnist_5k-4", 0.9, 0.9)]:
         runs = {"sgd": [sgd] * 2, "paper": [sgd - 0.1] * 2, "rts_pugd": [own] * 2}
         keep(write_comparison(tmp_path / name, runs), tmp_path / "records" / name)
     lines = results(read_evidence(tmp_path / "records")).splitlines()
-    assert "| mean | | +3.33 | +13.33 |" in lines  # 5, 15 and -10
+    assert {"| mean, from scratch | | +3.33 | +13.33 |", "| mean, fine-tuning | | +0.00 | +10.00 |"} <= {*lines}
+    assert "- It has SGD's accuracy in every run on `finetune_mnist_5k` at 4." in lines
     (over_sgd,) = [line for line in lines if line.startswith("| over SGD |")]  # the claims are about the paper's method
-    assert over_sgd.endswith("| -10.00 points in the mean of 3 comparisons, from -10.00 to -10.00 |")
+    each = "points in 3 comparisons, from -10.00 to -10.00 |"
+    assert over_sgd.endswith(f"| fine-tuning -10.00 points in 1 comparison; from scratch -10.00 {each}")
 
 
 def test_a_method_is_made_again_and_the_others_records_stay(tmp_path: Path) -> None:
