@@ -354,7 +354,8 @@ class StagedSwitch(GeneralizationGapSwitch):
 
     A unit step lengthens a gradient to 1, and before perturbing begins it leaves a longer one as it is.
 
-    The gap grows where :class:`GeneralizationGapSwitch` would fire. If that comes first, it fires this switch too.
+    The gap grows where :class:`GeneralizationGapSwitch` would fire and every gap since the comparison before was too
+    large as well: one bad epoch is no reason to perturb. If that comes first, it fires this switch too.
 
     >>> switch = StagedSwitch(unit_from=0.5, base_epochs=1, every=1)
     >>> switch.observe_step(2, total_steps=4), switch.perturbs_from(2)
@@ -365,7 +366,7 @@ class StagedSwitch(GeneralizationGapSwitch):
 
     Args:
         unit_from: A step or a share of the run, as ``at`` of :class:`FixedSwitch`.
-        base_epochs, every, mu: As for :class:`GeneralizationGapSwitch`.
+        base_epochs, every, mu: As for :class:`GeneralizationGapSwitch`; ``every`` epochs in a row have to be above.
 
     Raises:
         ValueError: If a setting lies outside its range.
@@ -379,6 +380,7 @@ class StagedSwitch(GeneralizationGapSwitch):
         super().__init__(base_epochs, every, mu)
         self.unit_from = _step_or_share("unit_from", unit_from)
         self.step = 0  # optimizer steps done, of which the optimizer tells before it tells of losses
+        self.above = 0  # epochs in a row whose gap was above mu times the base
         self.grown = False
         self.grown_after = 0  # steps
 
@@ -395,6 +397,17 @@ class StagedSwitch(GeneralizationGapSwitch):
             self._fire()
         return self.fired
 
+    def _grows(self, train_loss: float, eval_loss: float) -> bool:
+        is_base = self.base_count < self.base_epochs
+        is_now = super()._grows(train_loss, eval_loss)
+        if not is_base and math.isfinite(eval_loss - train_loss):
+            self.above = self.above + 1 if self.gap > self.mu * self.base_gap else 0
+        return is_now and self.above >= self.every
+
+    @property
+    def first_comparison(self) -> int:
+        return (-(-self.base_epochs // self.every) + 1) * self.every
+
     def perturbs_from(self, switched_at: int) -> int | None:
         return max(switched_at, self.grown_after) if self.grown else None
 
@@ -402,7 +415,7 @@ class StagedSwitch(GeneralizationGapSwitch):
         return {"unit_from": self.unit_from} | super().settings()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"grown": self.grown, "grown_after": self.grown_after}
+        return super().state_dict() | {"above": self.above, "grown": self.grown, "grown_after": self.grown_after}
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         super()._check_state(state_dict)

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from rts_hf.comparing.method import gradient_evaluations
 from rts_hf.optim.optimizer import RTSPUGD
 from rts_hf.optim.perturbation import global_norm, lengthening_divisor
-from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch
+from rts_hf.optim.switches import FixedSwitch, GeneralizationGapSwitch, StagedSwitch
 from rts_hf.recipes.recorded import find_recipe
 from rts_hf.training.trainer import RTSTrainer
 
 SGD = "sgd"
 STEPS = ("unit", "between", "mean", "longer", "whole")
-DIALS = ("", "never", "norm", "rise", "gap", "until")
+DIALS = ("", "never", "norm", "rise", "gap", "until", "holds")
+_GROWTH = {"until": " until the gap grows", "holds": " until the gap has grown to stay"}
 
 
 class Setting(NamedTuple):
@@ -39,7 +40,8 @@ class Setting(NamedTuple):
             ``rise``: as often as the last measured (L(w+ε) − L(w))/L(w) says, from one in ten to always; ``gap``: as
             often as L_val − L_train, over its smallest value so far and as a share of L_val, says; ``until``: one in
             ``every`` (0: none) until the generalization gap has grown as the switch of that name has it, which is the
-            switch too where it comes first; from there on every update.
+            switch too where it comes first; from there on every update; ``holds``: likewise, but every gap since
+            the comparison before has to have been too large as well.
         level: Of the dial ``norm``.
         scale: β_max of the scale; 0 makes the mean g* alone.
         constant: Which of ``radius`` and ``scale`` stand at their β_max throughout.
@@ -63,11 +65,11 @@ class Setting(NamedTuple):
         """
         often = (
             f"{self.dial}{f' {self.level:g}' if self.dial == 'norm' else ''}"
-            if self.dial not in ("", "until")
+            if self.dial not in ("", *_GROWTH)
             else f"one in {self.every}"
             if self.every
             else "none"
-        ) + (" until the gap grows" if self.dial == "until" else "")
+        ) + _GROWTH.get(self.dial, "")
         words = [
             f"from {self.switch}" if isinstance(self.switch, float) else self.switch,
             "never perturbed" if self.dial == "never" else f"{often}, radius {self.radius:g}",
@@ -84,7 +86,7 @@ class Setting(NamedTuple):
     @property
     def listens(self) -> bool:
         """Whether validation losses decide something while it trains."""
-        return self.switch == "generalization_gap" or self.dial in ("gap", "until")
+        return self.switch == "generalization_gap" or self.dial in ("gap", *_GROWTH)
 
     @property
     def parts(self) -> int:
@@ -176,9 +178,11 @@ _ADDED = (
 ADDED: Mapping[str, Setting] = {setting.label: setting for setting in _ADDED}
 
 # What the search chose; what the first fine-tuning made of it, where a gradient has a length of 40 and a unit step
-# stands still; and the same for perturbed updates, which was tried beside that
+# stands still; the same for perturbed updates, which was tried beside that; and what false alarms in the logs of clean
+# data made of it
 _CHOSEN = Setting(0.5, 0, 2.0, dial="until")
-_DEFAULT, _FURTHER = _CHOSEN._replace(steps="whole"), _CHOSEN._replace(steps="longer")
+_WHOLE, _LONGER = _CHOSEN._replace(steps="whole"), _CHOSEN._replace(steps="longer")
+_DEFAULT = _WHOLE._replace(dial="holds")
 
 # The default, and what is left of it without one of its parts
 DEFAULT = "nothing"
@@ -186,7 +190,7 @@ _ABLATED: Mapping[str, Setting] = {
     DEFAULT: _DEFAULT,
     "perturbation": Setting(0.5, steps="whole", dial="never"),
     "unit step: g as it is, or the mean of both": _DEFAULT._replace(steps="mean"),
-    "only lengthening: unit steps shorten too": _CHOSEN,
+    "only lengthening: unit steps shorten too": _DEFAULT._replace(steps="unit"),
     "radius schedule: constant 1": _DEFAULT._replace(radius=1.0, constant=("radius",)),
     "scale schedule: constant 1": _DEFAULT._replace(constant=("scale",)),
     "the gap's part of the timing: perturbed from half on": Setting(0.5),
@@ -194,7 +198,7 @@ _ABLATED: Mapping[str, Setting] = {
 }
 ABLATIONS: Mapping[str, str] = {name: setting.label for name, setting in _ABLATED.items()}
 SETTINGS: Mapping[str, Setting] = {
-    **CANDIDATES, **ADDED, **{setting.label: setting for setting in (*_ABLATED.values(), _FURTHER)}
+    **CANDIDATES, **ADDED, **{setting.label: setting for setting in (*_ABLATED.values(), _WHOLE, _LONGER)}
 }  # fmt: skip
 
 
@@ -212,14 +216,14 @@ class VariedPUGD(RTSPUGD):
         # Of all updates, those that are to be perturbed; the first one measures a rise
         self._share = 1.0 if setting.dial == "rise" else 0.0
         self._smallest_gap: float | None = None
-        self._gap_switch = GeneralizationGapSwitch()
+        self._gap_switch = StagedSwitch(1.0) if setting.dial == "holds" else GeneralizationGapSwitch()
         super().__init__(params, *args, **kwargs)
 
     @property
     def perturbing(self) -> bool:
         if not self.setting.dial:
             return super().perturbing
-        if self.setting.dial == "until":
+        if self.setting.dial in _GROWTH:
             is_always = self._gap_switch.fired and self.phase == "pugd"
             return is_always or (self.setting.every > 0 and super().perturbing)
         return self.phase == "pugd" and self.setting.dial != "never" and self._decision is not False
@@ -243,7 +247,7 @@ class VariedPUGD(RTSPUGD):
             gap = eval_loss - train_loss
             self._smallest_gap = gap if self._smallest_gap is None else min(gap, self._smallest_gap)
             self._share = min(1.0, (gap - self._smallest_gap) / max(eval_loss, 1e-9))
-        if self.setting.dial == "until" and self._gap_switch.observe_losses(train_loss=train_loss, eval_loss=eval_loss):
+        if self.setting.dial in _GROWTH and self._gap_switch.observe_losses(train_loss=train_loss, eval_loss=eval_loss):
             self.switch.fired = True
         return super().observe_losses(train_loss, eval_loss)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 
@@ -136,7 +137,25 @@ class TestStaged:
         switch = StagedSwitch(unit_from=0.75, base_epochs=1, every=1, mu=2.0)
         assert self.run(switch, {1: 0.1, 3: 0.3}) == [(False, False)] * 3 + [(True, True)] * 5
 
+    def test_one_bad_epoch_is_no_growth(self) -> None:
+        for gaps, grows in (
+            ((1, 1, 1, 3, 9, 3), True),
+            ((1, 1, 1, 3, 9, 2), False),
+            ((1, 1, 1, 2, 9, 9), False),
+            ((1, 1, 1, 3, 1, 3, 3, 3, 3), True),
+            ((1, 1, 1, 3, 3, 1, 3, 3), False),  # compared after the sixth and the ninth
+            ((0, 0, 9, 7, 7, 1, 7, 7, 7), True),
+            ((math.nan, 1, 1, 1, 3, 3), False),
+            ((1, 1, 1, 3, math.nan, 3, 3, 3, 3), True),
+        ):
+            switch = StagedSwitch(unit_from=1.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of a loss that is no number
+                heard = [switch.observe_losses(train_loss=1.0, eval_loss=1.0 + gap) for gap in gaps]
+            assert heard == [False] * (len(gaps) - 1) + [grows], gaps
+
     def test_horizon(self) -> None:
+        assert StagedSwitch(base_epochs=3, every=2).first_comparison == 6
         assert "6 epochs" in (StagedSwitch().cannot_fire(num_epochs=6) or "")
         assert StagedSwitch().cannot_fire(total_steps=1) is None
         assert not StagedSwitch(0.5).observe_step(9, None)

@@ -134,14 +134,14 @@ def test_the_chosen_setting_is_the_package_s_default() -> None:
                     weight.pow(4).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-            optimizer.observe_losses(1.0, 2.5 if update >= 8 else 1.1)
+            optimizer.observe_losses(1.0, 2.5 if update >= 5 else 1.1)
             found.append((*weight.tolist(), optimizer.stats()["gradient_evaluations"]))
         return found
 
     setting = SETTINGS[ABLATIONS[DEFAULT]]
     own = weights(RTSPUGD)
     assert weights(VariedPUGD, setting=setting, **PAPER) == own
-    assert own[-1][-1] == 12 + 3  # the gap has grown after the ninth update
+    assert own[-1][-1] == 12 + 3  # the gap is as large after the sixth update, and stays so until the ninth
 
 
 def test_it_never_has_the_test_split() -> None:
