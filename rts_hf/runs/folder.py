@@ -161,18 +161,12 @@ def _checkpoint_for(folder: Path, training_args: RTSTrainingArguments) -> str | 
 
 
 def _check_writable(folder: Path) -> None:
-    """Try to write there now, not after an hour of training; what is made for it goes again."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    """Try to write there now, not after an hour of training; into the folder it would lie in where it is not there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.parents) if path.exists())):
             pass
     except OSError as error:
         raise ValueError(f"output_dir={str(folder)!r} cannot be written to ({error}); name another folder.") from error
-    finally:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
 
 def _obstacle(folder: Path, overwrite: bool) -> str | None:
