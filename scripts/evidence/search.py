@@ -41,10 +41,10 @@ if none loses so little, the one whose worst loss is smallest. A simpler setting
   10 of the same for perturbed updates too ("longer steps") the mean was −0.2, and it was left there.
 - The other: on clean data the gap grew where one epoch's validation loss was well above those around it. Of the
   evidence's 20 long runs on digits and photo_patches 4 perturbed after such an epoch, and 3 of them ended 4 to 9 points
-  below those that had not, on test too, which had been seen. The gap now has to be too large at all evaluations since the
-  comparison before ("grown to stay"). Made again with both changes, the 13 runs of the chosen setting that had
-  perturbed have +0.5 points in the mean (−0.2 to +1.1): 6 gain 0.7 to 2.7, 4 have the same accuracy, 3 lose 0.2 to 1.4,
-  the latter with a fifth of the gradients missing; one that gains 0.7 took a quarter more, and the one that had gained
+  below those that had not, on test too, which had been seen. The gap now has to be too large at all evaluations since
+  the comparison before ("grown to stay"). Made again with both changes, the 13 runs of the chosen setting that had
+  perturbed have +0.5 points in the mean (−0.2 to +1.1): 6 gain 0.7 to 2.7, 4 have the same accuracy, 3 lose 0.2 to
+  1.4, the latter with a fifth of the gradients missing; one that gains 0.7 took a quarter more, and the one that gains
   2.7 had lacked a ninth before.
 """
 
