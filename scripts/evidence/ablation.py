@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Take one part after the other out of the default, and measure on validation what that costs.
 
-python scripts/evidence/ablation.py --jobs 2     # goes on where the committed records end, about an hour
+python scripts/evidence/ablation.py --jobs 2     # goes on where the committed records end, most of an hour
 python scripts/evidence/ablation.py --page       # only the page's table, from the records
 
 Three of the search's benchmarks, seeds of its own, equal gradients, final weights. One seed chooses each variant's
