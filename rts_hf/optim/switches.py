@@ -264,7 +264,11 @@ class GeneralizationGapSwitch(PhaseSwitch):
             self.base_sum += self.gap
             self.base_count += 1
             return False
-        return self.epochs_seen % self.every == 0 and self.gap > self.mu * self.base_gap
+        return self._stands(self.gap > self.mu * self.base_gap) and self.epochs_seen % self.every == 0
+
+    def _stands(self, is_above: bool) -> bool:
+        """Hear of every gap after the base whether it is above the threshold; return whether that would fire now."""
+        return is_above
 
     @property
     def first_comparison(self) -> int:
@@ -397,12 +401,9 @@ class StagedSwitch(GeneralizationGapSwitch):
             self._fire()
         return self.fired
 
-    def _grows(self, train_loss: float, eval_loss: float) -> bool:
-        is_base = self.base_count < self.base_epochs
-        is_now = super()._grows(train_loss, eval_loss)
-        if not is_base and math.isfinite(eval_loss - train_loss):
-            self.above = self.above + 1 if self.gap > self.mu * self.base_gap else 0
-        return is_now and self.above >= self.every
+    def _stands(self, is_above: bool) -> bool:
+        self.above = self.above + 1 if is_above else 0
+        return self.above >= self.every
 
     @property
     def first_comparison(self) -> int:
