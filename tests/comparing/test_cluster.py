@@ -41,7 +41,7 @@ class Cluster:
             self.start(f"--address={self.environment['RAY_ADDRESS']}", "--num-cpus=1")
 
     def start(self, *words: str) -> None:
-        command = [shutil.which("ray") or "ray", "start", "--block", "--disable-usage-stats", *words]
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *words]
         told = self.folder / f"node-{len(self.nodes)}.txt"
         with told.open("wb") as log:
             self.nodes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
